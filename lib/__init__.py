@@ -1,0 +1,1 @@
+"""COVID-19 detection in 3-D chest CT: data, segmentation, classification, evaluation, reporting."""

@@ -1,0 +1,1 @@
+"""Scan and slice classifiers, one file per network."""

@@ -1,0 +1,1 @@
+"""Scans: the contract, readers, data-set adapters, phantom, integrity, splits, store."""

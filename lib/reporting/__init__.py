@@ -1,0 +1,1 @@
+"""Tables, figures and the published values that they are compared with."""

@@ -1,0 +1,1 @@
+"""Lung and lesion segmentation, one file per method."""
