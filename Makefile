@@ -1,0 +1,30 @@
+# make repro   set up .venv if needed, then run the study (dvc repro)
+# make test    set up .venv if needed, then run the tests
+# make lab     set up .venv if needed, then open JupyterLab on the notebooks
+# make clean   remove everything that the study made; raw data and .venv stay
+
+PYTHON ?= python3
+READY := .venv/ready
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lab clean
+repro: $(READY)
+	dvc repro
+
+test: $(READY)
+	pytest --numprocesses 2 --dist worksteal
+
+lab: $(READY)
+	jupyter lab notebooks
+
+clean:
+	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \
+	  data/raw/phantom reports/notebooks reports/tables reports/figures dvc.lock
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed, this is %d.%d; try: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet uv==0.13.9
+	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
+	uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
