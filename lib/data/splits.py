@@ -45,9 +45,11 @@ def assign_splits(scans: pd.DataFrame, *, fractions: Mapping[str, float], seed: 
         split[open_rows] = _draw(scans[open_rows], {VALIDATION: fractions.get(VALIDATION, 0)}, seed)
     if not published.all():
         decided = dict(zip(scans["patient_id"][published], split[published], strict=True))
-        drawn = _draw(scans[~published], fractions, seed)
+        open_scans = scans[~published]
+        drawn = _draw(open_scans, fractions, seed)
         # a patient who already sits in a published part stays there
-        split[~published] = scans["patient_id"][~published].map(decided).fillna(drawn)
+        pairs = zip(open_scans["patient_id"], drawn, strict=True)
+        split[~published] = [decided.get(patient, draw) for patient, draw in pairs]
     return split.astype(str)
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics
 
+from lib.data.splits import VALIDATION
+
 IDENTIFIERS = ("scan_id", "image_id")
 PROBABILITY_PREFIX = "probability_"
-VALIDATION_SPLIT = "validation"
-TEST_SPLIT = "test"
 DEFAULT_THRESHOLD = 0.5
 SUM_TOLERANCE = 1e-3  # probabilities written with four decimals still pass
 
@@ -68,6 +68,35 @@ def identifier_column(predictions: pd.DataFrame) -> str:
         if name in predictions.columns:
             return name
     raise ValueError(f"predictions need a column {' or '.join(IDENTIFIERS)}")
+
+
+def predictions_table(
+    scan_ids: Sequence[str],
+    splits: Sequence[str],
+    targets: Sequence[int],
+    probabilities: np.ndarray,
+    *,
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """A predictions table, as it is written to ``data/predictions``.
+
+    Args:
+        scan_ids: of the scans.
+        splits: the split of each scan.
+        targets: index of the true class of each scan.
+        probabilities: shape (scans, classes).
+        classes: their names, in the order of the columns.
+
+    Returns:
+        One row per scan: scan_id, split, label, one probability column per class.
+    """
+    frame = pd.DataFrame(
+        {"scan_id": scan_ids, "split": splits, "label": [classes[target] for target in targets]}
+    )
+    # nine digits bring a float32 back exactly
+    columns = [f"{PROBABILITY_PREFIX}{name}" for name in classes]
+    frame[columns] = np.asarray(probabilities, np.float64).round(9)
+    return frame
 
 
 def validate_predictions(predictions: pd.DataFrame) -> None:
@@ -310,10 +339,10 @@ def choose_threshold(predictions: pd.DataFrame, *, positive: str) -> float:
             cases.
     """
     validate_predictions(predictions)
-    foreign = sorted(set(predictions["split"]) - {VALIDATION_SPLIT})
+    foreign = sorted(set(predictions["split"]) - {VALIDATION})
     if foreign:
         raise ValueError(
-            f"a threshold is chosen on the {VALIDATION_SPLIT} split only, "
+            f"a threshold is chosen on the {VALIDATION} split only, "
             f"got rows of: {', '.join(map(str, foreign))}"
         )
     if len(class_names(predictions)) != 2 or predictions["label"].nunique() != 2:

@@ -1,0 +1,166 @@
+"""Agreement of a lung mask with the true one: overlap, surface distances, failures.
+
+Conventions, for each lung and for both together:
+
+- Surface: voxels of the mask with at least one face neighbour outside it; the border of the
+  picture counts as outside.
+- HD95: the larger of the two directed 95th percentiles (NumPy's linear interpolation) of the
+  distances from the voxels of one surface to the nearest voxel of the other.
+- ASSD: mean over the voxels of both surfaces of the distance to the nearest voxel of the other.
+- Both masks empty: Dice 1, IoU 1, distances 0. One of them empty: Dice 0, IoU 0, distances nan.
+- A single slice is compared in its plane, so that its surface is its outline.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from lib.data.masks import body_mask, both_lungs, tissue_threshold
+from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
+
+HAUSDORFF_PERCENTILE = 95
+MISSING_SHARE = 0.05  # a lung with less than this share of its true volume is missing
+LEAK_SHARE = 0.02  # a mask with more than this share outside the body leaks
+
+
+def score_masks(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    *,
+    spacing_mm: tuple[float, ...] | None = None,
+    scan: Scan | None = None,
+) -> dict[str, float | bool]:
+    """Score a predicted lung mask against the true one.
+
+    Args:
+        predicted: shape (slices, height, width) or (height, width): 0 background, 1 right lung,
+            2 left lung.
+        true: same shape and values.
+        spacing_mm: distance of neighbours along each axis of the masks. Without it distances are
+            counted in voxels and the names end in ``_pixels`` instead of ``_mm``.
+        scan: the scan that was segmented; with it leaks outside the body are found.
+
+    Returns:
+        For ``right``, ``left`` and ``both``: ``dice_<lung>``, ``iou_<lung>``, ``hd95_<lung>_mm``
+        and ``assd_<lung>_mm``; the flags of `failure_flags`; with a scan those of `leak_flags`.
+
+    Raises:
+        ValueError: if the shapes differ or the spacing does not fit them.
+    """
+    predicted, true = np.asarray(predicted), np.asarray(true)
+    if predicted.shape != true.shape:
+        raise ValueError(f"masks have different shapes: {predicted.shape} and {true.shape}")
+    unit = "pixels" if spacing_mm is None else "mm"
+    spacing = np.ones(true.ndim) if spacing_mm is None else np.asarray(spacing_mm, float)
+    if spacing.shape != (true.ndim,) or not (spacing > 0).all():
+        raise ValueError(f"{true.ndim} positive spacings are needed, got {spacing_mm}")
+
+    scores: dict[str, float | bool] = {}
+    for lung, of in LUNGS.items():
+        ours, theirs = of(predicted), of(true)
+        scores[f"dice_{lung}"], scores[f"iou_{lung}"] = overlap(ours, theirs)
+        hd95, assd = surface_agreement(ours, theirs, spacing)
+        scores[f"hd95_{lung}_{unit}"], scores[f"assd_{lung}_{unit}"] = hd95, assd
+    scores |= failure_flags(predicted, true)
+    return scores if scan is None else scores | leak_flags(predicted, scan)
+
+
+LUNGS = {
+    "right": lambda mask: mask == RIGHT_LUNG,
+    "left": lambda mask: mask == LEFT_LUNG,
+    "both": both_lungs,
+}
+
+
+def overlap(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Dice coefficient and intersection over union of two masks.
+
+    Args:
+        predicted: bool, any shape.
+        true: bool, same shape.
+
+    Returns:
+        Dice and IoU, both 1 where both masks are empty.
+    """
+    common = np.count_nonzero(predicted & true)
+    total = np.count_nonzero(predicted) + np.count_nonzero(true)
+    if total == 0:
+        return 1.0, 1.0
+    return float(2 * common / total), float(common / (total - common))
+
+
+def surface_agreement(
+    predicted: np.ndarray, true: np.ndarray, spacing: np.ndarray
+) -> tuple[float, float]:
+    """95 % Hausdorff distance and average symmetric surface distance of two masks.
+
+    Args:
+        predicted: bool, two or three axes; a first axis of length 1 is left out.
+        true: bool, same shape.
+        spacing: distance of neighbours along each axis.
+
+    Returns:
+        HD95 and ASSD in the unit of the spacing; 0 where both are empty, nan where one is.
+    """
+    if not predicted.any() or not true.any():
+        value = np.nan if predicted.any() or true.any() else 0.0
+        return value, value
+    if predicted.ndim == 3 and len(predicted) == 1:
+        predicted, true, spacing = predicted[0], true[0], spacing[1:]
+    box = ndimage.find_objects((predicted | true).view(np.uint8))[0]
+    ours, theirs = _surface(predicted[box]), _surface(true[box])
+    ways = _distances(ours, theirs, spacing), _distances(theirs, ours, spacing)
+    hd95 = max(np.percentile(way, HAUSDORFF_PERCENTILE) for way in ways)
+    return float(hd95), float(np.concatenate(ways).mean())
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of a mask with a face neighbour outside it, bool, same shape."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def _distances(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Distance from each voxel of one surface to the nearest voxel of another, shape (n,)."""
+    return ndimage.distance_transform_edt(~to, sampling=spacing)[of]
+
+
+def failure_flags(predicted: np.ndarray, true: np.ndarray) -> dict[str, bool]:
+    """Gross failures that a mean Dice hides.
+
+    Args:
+        predicted: lung mask, 0 background, 1 right lung, 2 left lung.
+        true: same shape and values.
+
+    Returns:
+        ``empty``: nothing predicted where the truth has lung. ``lung_missing``: not empty, but of
+        a lung in the truth less than 5 % of its volume is predicted.
+    """
+    empty = bool(true.any() and not predicted.any())
+    shares = [
+        np.count_nonzero(predicted == lung) / np.count_nonzero(true == lung)
+        for lung in (RIGHT_LUNG, LEFT_LUNG)
+        if (true == lung).any()
+    ]
+    missing = bool(not empty and any(share < MISSING_SHARE for share in shares))
+    return {"empty": empty, "lung_missing": missing}
+
+
+def leak_flags(predicted: np.ndarray, scan: Scan) -> dict[str, float | bool]:
+    """Whether a mask leaks out of the patient.
+
+    Args:
+        predicted: lung mask, shape of the scan, or of its only slice.
+        scan: the scan that was segmented.
+
+    Returns:
+        ``outside_body_share``: share of the mask outside `lib.data.masks.body_mask`, 0 where the
+        mask is empty. ``leak``: whether that is more than 2 %.
+
+    Raises:
+        ValueError: if the mask does not fit the scan.
+    """
+    lungs = both_lungs(predicted if predicted.ndim == 3 else predicted[None])
+    if lungs.shape != scan.voxels.shape:
+        raise ValueError(f"mask {lungs.shape} does not fit the scan {scan.voxels.shape}")
+    body = body_mask(scan.voxels > tissue_threshold(scan.voxels))
+    share = float(np.count_nonzero(lungs & ~body) / max(1, np.count_nonzero(lungs)))
+    return {"outside_body_share": share, "leak": share > LEAK_SHARE}

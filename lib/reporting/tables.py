@@ -1,0 +1,417 @@
+"""The study's tables: built from manifests, scores and predictions, written in three formats.
+
+Builders are pure: tables in, one table out, a row per system. A column ``x`` with an interval has
+the neighbours ``x_low`` and ``x_high``, one with a published counterpart ``x_published``. The CSV
+file keeps that form at full precision; Markdown and LaTeX show ``0.93 [0.88, 0.97]``. A system
+that was not run keeps its row, with n = 0, so that it still shows what was published.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib.data.files import whole_file
+from lib.data.splits import SPLITS, TEST
+from lib.evaluation.classification import DEFAULT_THRESHOLD, validate_predictions
+from lib.evaluation.statistics import (
+    REPETITIONS,
+    Statistic,
+    bootstrap_interval,
+    classification_statistic,
+    mean_statistic,
+)
+
+NOT_RUN = "not run"
+UNDEFINED = "–"
+LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
+LOW, HIGH, PUBLISHED = "_low", "_high", "_published"
+DECIMALS = 2
+PUBLISHED_DECIMALS = 4  # as printed: percent with two decimals
+ALL_SPLITS = "all"
+UNLABELLED = "unlabelled"
+
+LUNG_PARTS = ("right", "left", "both")
+# Column of the segmentation table: its column in the scores of a part.
+PART_METRICS = {
+    "dice": "dice_{part}",
+    "iou": "iou_{part}",
+    "hd95_mm": "hd95_{part}_mm",
+    "assd_mm": "assd_{part}_mm",
+}
+FAILURES = ("empty", "lung_missing", "leak")
+
+HEADINGS = {
+    "n": "n",
+    "n_positive": "n positive",
+    "macro_f1": "Macro F1",
+    "roc_auc": "ROC AUC",
+    "brier": "Brier score",
+    "iou": "IoU",
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+}
+
+_LATEX_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+
+
+class SystemRun(NamedTuple):
+    """What one row of a classification table is about."""
+
+    system: str
+    segmentation: str
+    data_set: str
+
+
+def data_table(
+    manifests: Mapping[str, pd.DataFrame], quarantined: Mapping[str, int]
+) -> pd.DataFrame:
+    """What each data set holds, per split and in all.
+
+    Args:
+        manifests: for each data set its manifest; scans without a label count as unlabelled.
+        quarantined: for each data set how many scans were left out. They belong to no split, so
+            the number stands in the row of all splits.
+
+    Returns:
+        One row per data set and split with ``patients``, ``scans``, ``slices`` (in all, and the
+        fewest, median and most of a scan), one column per label and ``quarantined``.
+    """
+    rows = [
+        _data_row(name, split, scans, quarantined.get(name, 0))
+        for name, manifest in manifests.items()
+        for split, scans in _by_split(manifest)
+    ]
+    table = pd.DataFrame(rows)
+    labels = sorted(column for column in table.columns if column.startswith("label: "))
+    table[labels] = table[labels].fillna(0).astype(np.int64)
+    table["quarantined"] = table["quarantined"].astype("Int64")
+    return table[[column for column in table.columns if column not in labels] + labels]
+
+
+def _by_split(manifest: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """The parts of a manifest that hold scans, then the whole of it."""
+    for split in SPLITS:
+        scans = manifest[manifest["split"] == split]
+        if len(scans):
+            yield split, scans
+    yield ALL_SPLITS, manifest
+
+
+def _data_row(data_set: str, split: str, scans: pd.DataFrame, quarantined: int) -> dict:
+    labels = scans["label"].fillna(UNLABELLED).value_counts()
+    slices = scans["slices"]
+    return {
+        "data_set": data_set,
+        "split": split,
+        "patients": scans["patient_id"].nunique(),
+        "scans": len(scans),
+        "slices": int(slices.sum()),
+        "slices_fewest": slices.min(),
+        "slices_median": slices.median(),
+        "slices_most": slices.max(),
+        "quarantined": quarantined if split == ALL_SPLITS else pd.NA,
+        **{f"label: {name}": count for name, count in labels.items()},
+    }
+
+
+def segmentation_table(
+    scores: pd.DataFrame,
+    *,
+    seed: int,
+    split: str | None = TEST,
+    expected: Sequence[tuple[str, str]] = (),
+    repetitions: int = REPETITIONS,
+) -> pd.DataFrame:
+    """Agreement of each method's lung masks with the reference masks.
+
+    Args:
+        scores: one row per data set, method and scan: ``data_set``, ``method``, ``scan_id``,
+            ``patient_id``, ``split``, for right, left and both lungs ``dice_<part>``,
+            ``iou_<part>``, ``hd95_<part>_mm``, ``assd_<part>_mm``, and truth columns for the
+            failures ``empty``, ``lung_missing``, ``leak``. Columns that are absent give
+            empty cells. Distances to an empty mask are nan or infinite.
+        seed: of the bootstrap.
+        split: rows to use; all without it.
+        expected: pairs of data set and method that get rows even if they were not run.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set, method and part with ``n`` and ``patients``, the means with their
+        95 % intervals over patients, ``distances_n`` (on how many scans the surface distances
+        exist: a method that often fails is judged on its successes there), and for both lungs the
+        rates of failure.
+    """
+    used = scores if split is None else scores[scores["split"] == split]
+    runs = {run: rows for run, rows in used.groupby(["data_set", "method"], sort=True)}
+    order = dict.fromkeys([*expected, *runs])
+    rows = [
+        {"data_set": run[0], "method": run[1], "part": part}
+        | _part_row(runs.get(run, used.iloc[:0]), part, seed=seed, repetitions=repetitions)
+        for run in order
+        for part in LUNG_PARTS
+    ]
+    return pd.DataFrame(rows)
+
+
+def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -> dict:
+    """Means of one method on one part of the lungs."""
+    names = {source.format(part=part): metric for metric, source in PART_METRICS.items()}
+    if part == "both":
+        names |= {failure: f"{failure}_rate" for failure in FAILURES}
+    columns = [*PART_METRICS, *(f"{failure}_rate" for failure in FAILURES)]
+    available = scores[[name for name in names if name in scores.columns]].rename(columns=names)
+    measured = list(available.columns)
+    distances = [name for name in measured if name.endswith("_mm")]
+    counts = {
+        "n": len(scores),
+        "patients": scores["patient_id"].nunique(),
+        "distances_n": int(np.isfinite(available[distances].astype(float)).all(axis=1).sum())
+        if distances
+        else 0,
+    }
+    statistic = partial(mean_statistic, columns=measured)
+    frame = available.assign(patient_id=scores["patient_id"])
+    return counts | _interval_cells(frame, statistic, columns, seed=seed, repetitions=repetitions)
+
+
+def classification_table(
+    predictions: Mapping[SystemRun, pd.DataFrame | None],
+    published: pd.DataFrame,
+    *,
+    positive: str,
+    columns: Sequence[str],
+    seed: int,
+    split: str = TEST,
+    thresholds: Mapping[SystemRun, float] | None = None,
+    repetitions: int = REPETITIONS,
+) -> pd.DataFrame:
+    """Each system's scores with the published ones beside them.
+
+    Args:
+        predictions: in the order of the rows, for each system its predictions with the column
+            ``patient_id``; None for a system that was not run.
+        published: published values as ``lib.reporting.published.published_values`` returns them,
+            of one table, so that a system, segmentation and metric occur once.
+        positive: the class to detect.
+        columns: the scores to show, named as in
+            ``lib.evaluation.classification.classification_scores``.
+        seed: of the bootstrap.
+        split: rows to use.
+        thresholds: of the systems that do not use 0.5; see ``choose_threshold``.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per system with ``data_set`` (measured on), ``n``, ``n_positive``, the scores with
+        95 % intervals over patients and published values (all fractions), ``published_on`` and
+        the remarks on the published values.
+
+    Raises:
+        ValueError: when predictions are invalid or hold no row of the split, or when a published
+            value occurs twice.
+    """
+    rows = []
+    for run, table in predictions.items():
+        threshold = (thresholds or {}).get(run, DEFAULT_THRESHOLD)
+        statistic = partial(classification_statistic, positive=positive, threshold=threshold)
+        tested = _tested(run, table, split)
+        cells = _interval_cells(tested, statistic, columns, seed=seed, repetitions=repetitions)
+        is_positive = tested["label"] == positive
+        counts = {"n": len(tested), "n_positive": int(is_positive.sum())}
+        rows.append(
+            run._asdict() | counts | _with_published(cells, columns, _of_run(published, run))
+        )
+    return pd.DataFrame(rows)
+
+
+def _tested(run: SystemRun, predictions: pd.DataFrame | None, split: str) -> pd.DataFrame:
+    """The checked rows of a split; no row for a system that was not run."""
+    if predictions is None:
+        return pd.DataFrame(columns=["label", "patient_id"])
+    try:
+        validate_predictions(predictions)
+        if not (predictions["split"] == split).any():
+            raise ValueError(f"predictions hold no row of the split {split}")
+    except ValueError as error:
+        raise ValueError(f"{' / '.join(run)}: {error}") from error
+    return predictions[predictions["split"] == split]
+
+
+def _of_run(published: pd.DataFrame, run: SystemRun) -> pd.DataFrame:
+    """The published values of a system with its segmentation, on whatever data set."""
+    same = (published["system"] == run.system) & (published["segmentation"] == run.segmentation)
+    values = published[same].set_index("metric")
+    if not values.index.is_unique:
+        raise ValueError(f"published values of {' / '.join(run)} occur twice; give one table")
+    return values
+
+
+def _with_published(
+    cells: Mapping[str, float], columns: Sequence[str], published: pd.DataFrame
+) -> dict:
+    """Cells with the published value behind each score, and their data set and remarks."""
+    row = {}
+    for column in columns:
+        row |= {name: cells[name] for name in (column, column + LOW, column + HIGH)}
+        row[column + PUBLISHED] = published["fraction"].get(column, np.nan)
+    shown = published[published.index.isin(columns)]
+    return row | {
+        "published_on": "; ".join(dict.fromkeys(shown["data_set"])),
+        "remarks": _joined_remarks(shown["remark"]),
+    }
+
+
+def _joined_remarks(remarks: pd.Series) -> str:
+    """Each remark once, behind the published metrics that it is about."""
+    parts = []
+    for text in dict.fromkeys(remarks[remarks != ""]):
+        about = remarks.index[remarks == text]
+        who = "all" if len(about) == len(remarks) else ", ".join(map(heading, about))
+        parts.append(f"{who}: {text}")
+    return "; ".join(parts)
+
+
+def _interval_cells(
+    frame: pd.DataFrame,
+    statistic: Statistic,
+    columns: Sequence[str],
+    *,
+    seed: int,
+    repetitions: int,
+) -> dict[str, float]:
+    """Value, low and high of each column; nan where nothing was measured."""
+    names = ["value", "low", "high"]
+    intervals = pd.DataFrame(columns=names, dtype=np.float64)
+    if len(frame):
+        intervals = bootstrap_interval(frame, statistic, seed=seed, repetitions=repetitions)
+    cells = intervals.reindex(index=list(columns), columns=names)
+    return {
+        column + suffix: float(cells.at[column, name])
+        for column in columns
+        for name, suffix in zip(names, ("", LOW, HIGH), strict=True)
+    }
+
+
+def heading(column: str) -> str:
+    """A column's name for people, for example ``"Macro F1, published"``."""
+    if column.endswith(PUBLISHED):
+        return f"{heading(column.removesuffix(PUBLISHED))}, published"
+    for prefix, label in (("f1_", "F1"), ("sensitivity_", "Sensitivity")):
+        if column.startswith(prefix):
+            return f"{label} ({column.removeprefix(prefix).replace('_', '-')})"
+    text = column.replace("_", " ")
+    return HEADINGS.get(column, text[:1].upper() + text[1:])
+
+
+def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
+    """A table of text for people, as the Markdown and LaTeX files show it.
+
+    Args:
+        table: as the builders return it.
+        decimals: of fractional numbers; published ones keep the digits they were printed with.
+
+    Returns:
+        Text cells under readable headings: value and interval in one cell, ``not run`` where n is
+        0, a dash where a value does not exist.
+    """
+    bounds = {name + suffix for name in table.columns for suffix in (LOW, HIGH)}
+    shown = [name for name in table.columns if name not in bounds]
+    not_run = table["n"].eq(0) if "n" in table else pd.Series(False, index=table.index)
+    cells = {}
+    for name in shown:
+        digits = PUBLISHED_DECIMALS if name.endswith(PUBLISHED) else decimals
+        text = [_number(value, digits) for value in table[name]]
+        if name + LOW in table:
+            bounds_of = zip(text, table[name + LOW], table[name + HIGH], strict=True)
+            text = [_with_interval(*cell, decimals=decimals) for cell in bounds_of]
+            text = [NOT_RUN if skip else cell for skip, cell in zip(not_run, text, strict=True)]
+        cells[heading(name)] = text
+    return pd.DataFrame(cells, dtype=object)
+
+
+def _number(value: object, decimals: int) -> str:
+    """A cell as text: counts whole, fractions rounded, a dash for nothing."""
+    if pd.isna(value) or value == "":
+        return UNDEFINED
+    if isinstance(value, float | np.floating):
+        return f"{value:.{decimals}f}"
+    return str(value)
+
+
+def _with_interval(text: str, low: float, high: float, *, decimals: int) -> str:
+    """A value followed by its interval, where it has one."""
+    if pd.isna(low) or pd.isna(high):
+        return text
+    return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def write_table(
+    table: pd.DataFrame, folder: Path, name: str, caption: str, *, decimals: int = DECIMALS
+) -> list[Path]:
+    """Write a table as CSV, Markdown and LaTeX.
+
+    Each file appears whole or not at all, and the same table gives the same bytes.
+
+    Args:
+        table: as the builders return it.
+        folder: made where it does not exist.
+        name: of the files, without ending, for example ``"sam2clip2sam_table1"``.
+        caption: one or two sentences of plain text.
+        decimals: of the Markdown and LaTeX files; CSV keeps every digit.
+
+    Returns:
+        The three files.
+
+    Raises:
+        ValueError: when the name is a path.
+    """
+    if Path(name).name != name:
+        raise ValueError(f"a table's name is no path, got {name}")
+    text = printable(table, decimals=decimals)
+    contents = {
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+        "md": _markdown(text, caption),
+        "tex": _latex(text, caption, name),
+    }
+    files = []
+    for ending, content in contents.items():
+        file = folder / f"{name}.{ending}"
+        with whole_file(file) as partial_file:
+            partial_file.write_text(content, encoding="utf-8", newline="\n")
+        files.append(file)
+    return files
+
+
+def _markdown(text: pd.DataFrame, caption: str) -> str:
+    """A pipe table under its caption."""
+    escaped = text.rename(columns=_escape_pipes).map(_escape_pipes)
+    table = escaped.to_markdown(index=False, disable_numparse=True)
+    return f"**{caption}**\n\n{table}\n"
+
+
+def _escape_pipes(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def _latex(text: pd.DataFrame, caption: str, name: str) -> str:
+    """A booktabs table; it needs the LaTeX package booktabs."""
+    widest = text.map(len).max()
+    columns = ("p{4cm}" if width > LATEX_WIDEST_CELL else "l" for width in widest)
+    return text.to_latex(
+        index=False,
+        escape=True,
+        caption=caption.translate(_LATEX_ESCAPES),
+        label=f"tab:{name}",
+        position="htbp",
+        column_format="".join(columns),
+    )

@@ -1,0 +1,281 @@
+"""Tests of lib/reporting/tables.py."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.evaluation.classification import classification_scores, probability_matrix
+from lib.reporting.published import published_values
+from lib.reporting.tables import (
+    LUNG_PARTS,
+    PART_METRICS,
+    SystemRun,
+    classification_table,
+    data_table,
+    heading,
+    printable,
+    segmentation_table,
+    write_table,
+)
+
+COLUMNS = ("macro_f1", "f1_covid", "roc_auc")
+RACNET = SystemRun("RACNet", "none", "phantom")
+MDAP = SystemRun("MDAP", "sam2clip2sam", "phantom")
+UNPUBLISHED = SystemRun("RACNet", "reference", "phantom")
+
+
+def make_predictions(rows=20):
+    generator = np.random.default_rng(0)
+    is_covid = np.arange(rows) % 2 == 0
+    covid = np.clip(generator.normal(0.4 + 0.2 * is_covid, 0.2), 0, 1)
+    return pd.DataFrame(
+        {
+            "scan_id": [f"scan-{number}" for number in range(rows)],
+            "patient_id": np.arange(rows) // 2,
+            "split": np.where(np.arange(rows) < 4, "validation", "test"),
+            "label": np.where(is_covid, "covid", "non_covid"),
+            "probability_covid": covid,
+            "probability_non_covid": 1 - covid,
+        }
+    )
+
+
+def make_table(predictions, **options):
+    options = {"positive": "covid", "columns": COLUMNS, "seed": 0, "repetitions": 50} | options
+    return classification_table(predictions, published_values("sam2clip2sam", "Table 1"), **options)
+
+
+def make_scores(method="unet", rows=12):
+    generator = np.random.default_rng(1)
+    measured = {
+        column.format(part=part): generator.uniform(0.5, 1, rows)
+        for column in PART_METRICS.values()
+        for part in LUNG_PARTS
+    }
+    return pd.DataFrame(
+        {
+            "data_set": "phantom",
+            "method": method,
+            "scan_id": [f"scan-{number}" for number in range(rows)],
+            "patient_id": np.arange(rows) // 2,
+            "split": np.where(np.arange(rows) < 2, "train", "test"),
+            "label": "covid",
+            **measured,
+            "empty": np.arange(rows) == 2,
+            "lung_missing": False,
+            "leak": np.arange(rows) >= 7,
+        }
+    )
+
+
+MANIFEST = pd.DataFrame(
+    {
+        "scan_id": list("abcdef"),
+        "patient_id": list("uuvwxy"),
+        "split": ["train"] * 3 + ["validation"] + ["test"] * 2,
+        "label": ["covid", "covid", "non_covid", None, "covid", "normal"],
+        "slices": [10, 20, 30, 40, 1, 2],
+    }
+)
+
+
+def test_data_table_counts_per_split_and_in_all():
+    table = data_table({"phantom": MANIFEST, "mosmed": MANIFEST[:2]}, {"phantom": 3})
+    rows = table.set_index(["data_set", "split"])
+    assert [split for name, split in rows.index if name == "phantom"] == [
+        "train",
+        "validation",
+        "test",
+        "all",
+    ]
+    assert [split for name, split in rows.index if name == "mosmed"] == ["train", "all"]
+    train = rows.loc[("phantom", "train")]
+    assert (train["patients"], train["scans"], train["slices"]) == (2, 3, 60)
+    assert (train["slices_fewest"], train["slices_median"], train["slices_most"]) == (10, 20, 30)
+    assert (train["label: covid"], train["label: non_covid"], train["label: normal"]) == (2, 1, 0)
+    assert pd.isna(train["quarantined"])
+    assert rows.loc[("phantom", "validation"), "label: unlabelled"] == 1
+    assert rows.loc[("phantom", "all"), "scans"] == 6
+    assert rows.loc[("phantom", "all"), "quarantined"] == 3
+    assert rows.loc[("mosmed", "all"), "quarantined"] == 0
+
+
+def test_segmentation_table_averages_the_test_split_per_part():
+    scores = make_scores()
+    scores.loc[5, "hd95_both_mm"] = np.inf
+    table = segmentation_table(scores, seed=0, repetitions=50)
+    assert table["part"].tolist() == list(LUNG_PARTS)
+    rows, tested = table.set_index("part"), scores[scores["split"] == "test"]
+    assert (rows["n"] == 10).all()
+    assert (rows["patients"] == 5).all()
+    assert rows.at["left", "dice"] == pytest.approx(tested["dice_left"].mean())
+    assert rows.at["both", "hd95_mm"] == pytest.approx(tested["hd95_both_mm"].drop(5).mean())
+    assert rows["distances_n"].to_dict() == {"right": 10, "left": 10, "both": 9}
+    assert rows.at["both", "empty_rate"] == pytest.approx(0.1)
+    assert rows.at["both", "leak_rate"] == pytest.approx(0.5)
+    assert rows.loc[["right", "left"], "leak_rate"].isna().all()
+    assert (rows["dice_low"] < rows["dice"]).all()
+    assert (rows["dice"] < rows["dice_high"]).all()
+
+
+def test_segmentation_table_can_use_every_split():
+    table = segmentation_table(make_scores(), seed=0, repetitions=10, split=None)
+    assert (table["n"] == 12).all()
+
+
+def test_segmentation_table_keeps_methods_that_were_not_run():
+    table = segmentation_table(
+        make_scores().drop(columns="leak"),
+        seed=0,
+        repetitions=10,
+        expected=[("phantom", "sam2clip2sam"), ("phantom", "unet")],
+    )
+    assert table["method"].tolist() == ["sam2clip2sam"] * 3 + ["unet"] * 3
+    text = printable(table)
+    assert (text.loc[:2, "Dice"] == "not run").all()
+    assert text.at[5, "Leaks rate"] == "–"  # measured, but not this
+
+
+def test_classification_table_puts_published_values_beside_measured_ones():
+    predictions = make_predictions()
+    row = make_table({RACNET: predictions}).iloc[0]
+    tested = predictions[predictions["split"] == "test"]
+    expected = classification_scores(
+        tested["label"],
+        probability_matrix(tested),
+        positive="covid",
+        classes=("covid", "non_covid"),
+    )
+    assert (row["system"], row["segmentation"], row["data_set"]) == RACNET
+    assert (row["n"], row["n_positive"]) == (16, 8)
+    assert [row[name] for name in COLUMNS] == pytest.approx([expected[name] for name in COLUMNS])
+    assert row["macro_f1_low"] < row["macro_f1"] < row["macro_f1_high"]
+    assert row["macro_f1_published"] == 0.9306
+    assert np.isnan(row["roc_auc_published"])
+    assert row["published_on"] == "COV19-CT-DB (ECCV 2022), test"
+    assert row["remarks"].startswith("all: implies another ratio of classes")
+
+
+def test_classification_table_keeps_systems_that_were_not_run():
+    table = make_table({RACNET: make_predictions(), MDAP: None, UNPUBLISHED: make_predictions()})
+    assert table["system"].tolist() == ["RACNet", "MDAP", "RACNet"]
+    assert table["n"].tolist() == [16, 0, 16]
+    text = printable(table)
+    assert text.loc[1, ["Macro F1", "ROC AUC"]].tolist() == ["not run", "not run"]
+    assert text.at[1, "Macro F1, published"] == "0.8987"
+    assert text.at[1, "Remarks"].startswith("Macro F1: not the mean")
+    assert text.at[2, "Macro F1, published"] == "–"
+    assert text.at[2, "Published on"] == "–"
+
+
+def test_classification_table_takes_a_threshold_per_system():
+    table = make_table(
+        {RACNET: make_predictions(), UNPUBLISHED: make_predictions()}, thresholds={UNPUBLISHED: 0.0}
+    )
+    assert table.at[1, "f1_covid"] == pytest.approx(2 / 3)  # all called covid, half of them are
+    assert table.at[0, "f1_covid"] != table.at[1, "f1_covid"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "validation"}, "RACNet / none / phantom: predictions hold no row of the split"),
+        ({"probability_covid": 2.0}, r"RACNet / none / phantom: .* outside \[0, 1\]"),
+    ],
+)
+def test_classification_table_names_the_system_at_fault(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_table({RACNET: make_predictions().assign(**change)})
+
+
+def test_classification_table_needs_published_values_of_one_table():
+    published = published_values("sam2clip2sam", "Table 1")
+    with pytest.raises(ValueError, match="occur twice; give one table"):
+        classification_table(
+            {RACNET: None},
+            pd.concat([published, published]),
+            positive="covid",
+            columns=COLUMNS,
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("macro_f1", "Macro F1"),
+        ("f1_non_covid", "F1 (non-covid)"),
+        ("sensitivity", "Sensitivity"),
+        ("sensitivity_covid", "Sensitivity (covid)"),
+        ("roc_auc_published", "ROC AUC, published"),
+        ("hd95_mm", "HD95 (mm)"),
+        ("lung_missing_rate", "One lung missing rate"),
+    ],
+)
+def test_headings_are_readable(column, expected):
+    assert heading(column) == expected
+
+
+def test_printable_joins_values_and_intervals():
+    table = pd.DataFrame(
+        {
+            "system": ["a", "b", "c"],
+            "n": [5, 5, 0],
+            "dice": [0.9312, 0.5, np.nan],
+            "dice_low": [0.8749, np.nan, np.nan],
+            "dice_high": [0.971, np.nan, np.nan],
+            "dice_published": [0.9, np.nan, 0.98765],
+        }
+    )
+    text = printable(table)
+    assert text.columns.tolist() == ["System", "n", "Dice", "Dice, published"]
+    assert text["Dice"].tolist() == ["0.93 [0.87, 0.97]", "0.50", "not run"]
+    assert text["Dice, published"].tolist() == ["0.9000", "–", "0.9877"]
+    assert text["n"].tolist() == ["5", "5", "0"]
+    assert printable(table, decimals=3).at[0, "Dice"] == "0.931 [0.875, 0.971]"
+
+
+def test_tables_are_written_three_times_with_the_same_bytes(tmp_path):
+    table = make_table({RACNET: make_predictions(), MDAP: None})
+    first = write_table(table, tmp_path / "a", "sam2clip2sam_table1", "Scores.")
+    second = write_table(table, tmp_path / "b", "sam2clip2sam_table1", "Scores.")
+    assert [file.name for file in first] == [
+        f"sam2clip2sam_table1.{ending}" for ending in ("csv", "md", "tex")
+    ]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == sorted(
+        file.name for file in first
+    )
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+
+
+def test_csv_keeps_every_digit(tmp_path):
+    table = make_table({RACNET: make_predictions(), MDAP: None})
+    file, *_ = write_table(table, tmp_path, "table", "Scores.")
+    again = pd.read_csv(file, keep_default_na=False, na_values=[""])
+    text = ["system", "segmentation", "data_set"]
+    pd.testing.assert_frame_equal(again[text], table[text], check_dtype=False)
+    numbers = table.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(
+        again[numbers], table[numbers], check_dtype=False, check_exact=True
+    )
+
+
+def test_markdown_and_latex_escape_what_they_must(tmp_path):
+    table = pd.DataFrame({"system": ["A|B_50%"], "n": [3], "note": ["long words " * 5]})
+    _, markdown, latex = write_table(table, tmp_path, "my_table", "100 % of A_B & \\C")
+    lines = markdown.read_text().splitlines()
+    assert lines[0] == "**100 % of A_B & \\C**"
+    assert lines[4].startswith(r"| A\|B_50%")
+    source = latex.read_text()
+    assert r"\caption{100 \% of A\_B \& \textbackslash{}C}" in source
+    assert r"A|B\_50\% & 3" in source
+    assert r"\begin{tabular}{llp{4cm}}" in source
+    assert r"\toprule" in source
+    assert r"\label{tab:my_table}" in source
+
+
+@pytest.mark.parametrize("name", ["../table", "a/b", "/tmp/table"])
+def test_a_table_stays_in_its_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="no path"):
+        write_table(MANIFEST, tmp_path / "tables", name, "Caption.")
+    assert not (tmp_path / "tables").exists()
