@@ -188,26 +188,14 @@ def tissue_threshold(voxels: np.ndarray) -> float:
 def body_mask(tissue: np.ndarray) -> np.ndarray:
     """The patient's body with everything in it, lungs cut off by the picture's border included.
 
-    Args:
-        tissue: bool, shape (slices, height, width), voxels that are not air or lung.
-
-    Returns:
-        bool, same shape: where `sides_with_body` is at least 3.
-    """
-    return sides_with_body(tissue) >= ENCLOSING_SIDES
-
-
-def sides_with_body(tissue: np.ndarray) -> np.ndarray:
-    """On how many of the four sides of each voxel, within its slice, the body's tissue lies.
-
     The body's tissue is the largest region of each slice once thin things (table, clothes) are
-    opened away. Tissue of the body itself has it on all four sides.
+    opened away. A pixel is in the body where that tissue lies on at least three of its four sides.
 
     Args:
         tissue: bool, shape (slices, height, width), voxels that are not air or lung.
 
     Returns:
-        uint8, same shape, 0 to 4.
+        bool, same shape.
     """
     steps = max(1, round(BODY_OPENING * max(tissue.shape[1:])))
     opened = ndimage.binary_opening(tissue, IN_SLICE, iterations=steps)
@@ -216,7 +204,7 @@ def sides_with_body(tissue: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
         sides += np.logical_or.accumulate(body, axis)
         sides += np.flip(np.logical_or.accumulate(np.flip(body, axis), axis), axis)
-    return sides
+    return sides >= ENCLOSING_SIDES
 
 
 def largest_regions(foreground: np.ndarray, count: int) -> np.ndarray:

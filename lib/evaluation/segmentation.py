@@ -11,11 +11,16 @@ Conventions, for each lung and for both together:
 - A single slice is compared in its plane, so that its surface is its outline.
 """
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 
+from lib.data.files import save_csv
 from lib.data.masks import body_mask, both_lungs, tissue_threshold
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
+from lib.data.store import open_volume
 
 HAUSDORFF_PERCENTILE = 95
 MISSING_SHARE = 0.05  # a lung with less than this share of its true volume is missing
@@ -28,7 +33,7 @@ def score_masks(
     *,
     spacing_mm: tuple[float, ...] | None = None,
     scan: Scan | None = None,
-) -> dict[str, float | bool]:
+) -> dict[str, float | bool | str]:
     """Score a predicted lung mask against the true one.
 
     Args:
@@ -36,12 +41,13 @@ def score_masks(
             2 left lung.
         true: same shape and values.
         spacing_mm: distance of neighbours along each axis of the masks. Without it distances are
-            counted in voxels and the names end in ``_pixels`` instead of ``_mm``.
+            counted in pixels.
         scan: the scan that was segmented; with it leaks outside the body are found.
 
     Returns:
-        For ``right``, ``left`` and ``both``: ``dice_<lung>``, ``iou_<lung>``, ``hd95_<lung>_mm``
-        and ``assd_<lung>_mm``; the flags of `failure_flags`; with a scan those of `leak_flags`.
+        For ``right``, ``left`` and ``both``: ``dice_<lung>``, ``iou_<lung>``, ``hd95_<lung>`` and
+        ``assd_<lung>``; ``distance_unit``, ``"mm"`` or ``"pixels"``; the flags of `failure_flags`;
+        with a scan those of `leak_flags`.
 
     Raises:
         ValueError: if the shapes differ or the spacing does not fit them.
@@ -49,17 +55,17 @@ def score_masks(
     predicted, true = np.asarray(predicted), np.asarray(true)
     if predicted.shape != true.shape:
         raise ValueError(f"masks have different shapes: {predicted.shape} and {true.shape}")
-    unit = "pixels" if spacing_mm is None else "mm"
     spacing = np.ones(true.ndim) if spacing_mm is None else np.asarray(spacing_mm, float)
     if spacing.shape != (true.ndim,) or not (spacing > 0).all():
         raise ValueError(f"{true.ndim} positive spacings are needed, got {spacing_mm}")
 
-    scores: dict[str, float | bool] = {}
+    scores: dict[str, float | bool | str] = {}
     for lung, of in LUNGS.items():
         ours, theirs = of(predicted), of(true)
         scores[f"dice_{lung}"], scores[f"iou_{lung}"] = overlap(ours, theirs)
-        hd95, assd = surface_agreement(ours, theirs, spacing)
-        scores[f"hd95_{lung}_{unit}"], scores[f"assd_{lung}_{unit}"] = hd95, assd
+        distances = surface_agreement(ours, theirs, spacing)
+        scores[f"hd95_{lung}"], scores[f"assd_{lung}"] = distances
+    scores["distance_unit"] = "pixels" if spacing_mm is None else "mm"
     scores |= failure_flags(predicted, true)
     return scores if scan is None else scores | leak_flags(predicted, scan)
 
@@ -164,3 +170,21 @@ def leak_flags(predicted: np.ndarray, scan: Scan) -> dict[str, float | bool]:
     body = body_mask(scan.voxels > tissue_threshold(scan.voxels))
     share = float(np.count_nonzero(lungs & ~body) / max(1, np.count_nonzero(lungs)))
     return {"outside_body_share": share, "leak": share > LEAK_SHARE}
+
+
+def score_stored(files: tuple[Path, Path, Path], path: Path) -> dict:
+    """Score a stored mask and write its scores as a table of one row; the work of ``map_scans``.
+
+    Args:
+        files: predicted mask, true mask and scan, all stored.
+        path: the CSV file to write.
+
+    Returns:
+        An empty record: scores may be nan, which a record cannot hold.
+    """
+    predicted, true, volume = (open_volume(file) for file in files)
+    scores = score_masks(
+        predicted.load(), true.load(), spacing_mm=volume.spacing_mm, scan=volume.scan()
+    )
+    save_csv(pd.DataFrame([scores]), path)
+    return {}

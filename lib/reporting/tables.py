@@ -39,9 +39,10 @@ LUNG_PARTS = ("right", "left", "both")
 PART_METRICS = {
     "dice": "dice_{part}",
     "iou": "iou_{part}",
-    "hd95_mm": "hd95_{part}_mm",
-    "assd_mm": "assd_{part}_mm",
+    "hd95": "hd95_{part}",
+    "assd": "assd_{part}",
 }
+DISTANCES = ("hd95", "assd")
 FAILURES = ("empty", "lung_missing", "leak")
 
 HEADINGS = {
@@ -51,8 +52,8 @@ HEADINGS = {
     "roc_auc": "ROC AUC",
     "brier": "Brier score",
     "iou": "IoU",
-    "hd95_mm": "HD95 (mm)",
-    "assd_mm": "ASSD (mm)",
+    "hd95": "HD95",
+    "assd": "ASSD",
 }
 
 _LATEX_ESCAPES = str.maketrans(
@@ -138,9 +139,9 @@ def segmentation_table(
     Args:
         scores: one row per data set, method and scan: ``data_set``, ``method``, ``scan_id``,
             ``patient_id``, ``split``, for right, left and both lungs ``dice_<part>``,
-            ``iou_<part>``, ``hd95_<part>_mm``, ``assd_<part>_mm``, and truth columns for the
-            failures ``empty``, ``lung_missing``, ``leak``. Columns that are absent give
-            empty cells. Distances to an empty mask are nan or infinite.
+            ``iou_<part>``, ``hd95_<part>``, ``assd_<part>``, their ``distance_unit``, and truth
+            columns for the failures ``empty``, ``lung_missing``, ``leak``. Columns that are absent
+            give empty cells. Distances to an empty mask are nan or infinite.
         seed: of the bootstrap.
         split: rows to use; all without it.
         expected: pairs of data set and method that get rows even if they were not run.
@@ -172,10 +173,11 @@ def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -
     columns = [*PART_METRICS, *(f"{failure}_rate" for failure in FAILURES)]
     available = scores[[name for name in names if name in scores.columns]].rename(columns=names)
     measured = list(available.columns)
-    distances = [name for name in measured if name.endswith("_mm")]
+    distances = [name for name in measured if name in DISTANCES]
     counts = {
         "n": len(scores),
         "patients": scores["patient_id"].nunique(),
+        "distance_unit": "; ".join(sorted(scores.get("distance_unit", pd.Series(dtype=str)).unique())),
         "distances_n": int(np.isfinite(available[distances].astype(float)).all(axis=1).sum())
         if distances
         else 0,

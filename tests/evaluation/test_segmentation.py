@@ -100,9 +100,9 @@ def test_known_shift_in_millimetres():
     true[1:4, 5:25, 4:14], true[1:4, 5:25, 24:34] = RIGHT_LUNG, LEFT_LUNG
     scores = score_masks(np.roll(true, 2, axis=2), true, spacing_mm=(5, 1.5, 1.5))
     assert scores["dice_right"] == scores["dice_left"] == scores["dice_both"] == 0.8
-    assert scores["hd95_right_mm"] == 3.0
-    assert 0 < scores["assd_left_mm"] < 3
-    assert score_masks(np.roll(true, 2, axis=2), true)["hd95_both_pixels"] == 2.0
+    assert scores["hd95_right"] == 3.0
+    assert 0 < scores["assd_left"] < 3
+    assert score_masks(np.roll(true, 2, axis=2), true)["hd95_both"] == 2.0
     assert not scores["empty"] and not scores["lung_missing"] and "leak" not in scores
 
 
@@ -133,8 +133,8 @@ RIGHT_ONLY = np.where(LUNGS == RIGHT_LUNG, LUNGS, 0)
 def test_empty_masks_and_flags(predicted, true, dice_left, hd95_left, empty, missing):
     scores = score_masks(predicted, true)
     assert scores["dice_left"] == dice_left
-    np.testing.assert_equal(scores["hd95_left_pixels"], hd95_left)
-    np.testing.assert_equal(scores["assd_left_pixels"], hd95_left)
+    np.testing.assert_equal(scores["hd95_left"], hd95_left)
+    np.testing.assert_equal(scores["assd_left"], hd95_left)
     assert scores["empty"] is empty and scores["lung_missing"] is missing
 
 

@@ -102,14 +102,14 @@ def test_data_table_counts_per_split_and_in_all():
 
 def test_segmentation_table_averages_the_test_split_per_part():
     scores = make_scores()
-    scores.loc[5, "hd95_both_mm"] = np.inf
+    scores.loc[5, "hd95_both"] = np.inf
     table = segmentation_table(scores, seed=0, repetitions=50)
     assert table["part"].tolist() == list(LUNG_PARTS)
     rows, tested = table.set_index("part"), scores[scores["split"] == "test"]
     assert (rows["n"] == 10).all()
     assert (rows["patients"] == 5).all()
     assert rows.at["left", "dice"] == pytest.approx(tested["dice_left"].mean())
-    assert rows.at["both", "hd95_mm"] == pytest.approx(tested["hd95_both_mm"].drop(5).mean())
+    assert rows.at["both", "hd95"] == pytest.approx(tested["hd95_both"].drop(5).mean())
     assert rows["distances_n"].to_dict() == {"right": 10, "left": 10, "both": 9}
     assert rows.at["both", "empty_rate"] == pytest.approx(0.1)
     assert rows.at["both", "leak_rate"] == pytest.approx(0.5)
@@ -133,7 +133,7 @@ def test_segmentation_table_keeps_methods_that_were_not_run():
     assert table["method"].tolist() == ["sam2clip2sam"] * 3 + ["unet"] * 3
     text = printable(table)
     assert (text.loc[:2, "Dice"] == "not run").all()
-    assert text.at[5, "Leaks rate"] == "–"  # measured, but not this
+    assert text.at[5, "Leak rate"] == "–"  # measured, but not this
 
 
 def test_classification_table_puts_published_values_beside_measured_ones():
@@ -208,8 +208,8 @@ def test_classification_table_needs_published_values_of_one_table():
         ("sensitivity", "Sensitivity"),
         ("sensitivity_covid", "Sensitivity (covid)"),
         ("roc_auc_published", "ROC AUC, published"),
-        ("hd95_mm", "HD95 (mm)"),
-        ("lung_missing_rate", "One lung missing rate"),
+        ("hd95", "HD95"),
+        ("lung_missing_rate", "Lung missing rate"),
     ],
 )
 def test_headings_are_readable(column, expected):
