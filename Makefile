@@ -19,7 +19,8 @@ lab: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \
-	  data/raw/phantom reports/notebooks reports/tables reports/figures dvc.lock
+	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures \
+	  reports/metrics.json dvc.lock
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed, this is %d.%d; try: make PYTHON=python3.11" % v[:2])'

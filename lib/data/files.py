@@ -13,7 +13,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name; it takes its place when complete and on the disk.
 
     A kill at any moment leaves the old file or the new one, never a part. The old one is replaced,
-    never written to, so it may be a link into a read-only cache.
+    never written to, so it may be a link into a read-only cache. One writer per file at a time.
 
     Args:
         path: the file; its folder is made if absent.
@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         The path to write to, in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")  # the next try overwrites a leftover
     try:
         yield partial
         with partial.open("rb") as stream:

@@ -301,3 +301,8 @@ def read_manifest(prepared: Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{path} is not there: run the stage prepare@{prepared.name} first")
     manifest = pd.read_csv(path, dtype={"scan_id": str, "patient_id": str, "flags": str})
     return manifest.astype({"label": object}).where(manifest.notna(), None)
+
+
+def read_quarantine(prepared: Path) -> pd.DataFrame:
+    """The quarantine list of a prepared data set, text as it was written."""
+    return pd.read_csv(prepared / "quarantine.csv", dtype=str, keep_default_na=False)

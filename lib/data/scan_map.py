@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib.data.scan import ScanError
 
@@ -98,7 +98,7 @@ def map_scans(
     *,
     suffix: str,
     parameters: Mapping[str, Any],
-    inputs: Callable[[Any], Iterable[Path]],
+    inputs: Callable[[Any], Iterable[Path | str]],
     code: Sequence[ModuleType | Path | str],
     executor: Executor | None = None,
     description: str,
@@ -118,7 +118,8 @@ def map_scans(
             ``path`` then is, new and empty.
         parameters: keyword arguments of ``work``, plain values that JSON can hold. A path does not
             belong here (bind it with ``functools.partial`` and name the file in ``code``).
-        inputs: the files (or folders, for all files in them) of an item that its result depends on.
+        inputs: what the result of an item depends on: files (or folders, for all files in them), and
+            texts, for what the item says itself.
         code: what all results depend on: modules (that of ``work`` first) or files, for their text
             (a checkpoint may be one of the files), and names of installed packages, for their
             version.
@@ -160,7 +161,7 @@ class _Job:
     folder: Path
     suffix: str
     parameters: dict[str, Any]
-    inputs: Callable[[Any], Iterable[Path]]
+    inputs: Callable[[Any], Iterable[Path | str]]
     common_hash: str
 
 
@@ -414,13 +415,17 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _contents(paths: Iterable[Path]) -> list[list[str]]:
-    """Name and SHA-256 of every file, without the folder that it happens to lie in."""
-    return [
-        [file.relative_to(path.parent).as_posix(), _file_hash(file)]
-        for path in map(Path, paths)
-        for file in _files(path)
-    ]
+def _contents(parts: Iterable[Path | str]) -> list[list[str]]:
+    """Name and SHA-256 of every file, without the folder that it happens to lie in; texts whole."""
+    contents = []
+    for part in parts:
+        if isinstance(part, str):
+            contents.append([part])
+            continue
+        contents += [
+            [file.relative_to(part.parent).as_posix(), _file_hash(file)] for file in _files(part)
+        ]
+    return contents
 
 
 def _file_hash(path: Path) -> str:

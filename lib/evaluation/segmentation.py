@@ -11,6 +11,7 @@ Conventions, for each lung and for both together:
 - A single slice is compared in its plane, so that its surface is its outline.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,19 @@ def score_stored(files: tuple[Path, Path, Path], path: Path) -> dict:
     )
     save_csv(pd.DataFrame([scores]), path)
     return {}
+
+
+def read_scores(paths: Iterable[Path], manifest: pd.DataFrame) -> pd.DataFrame:
+    """Scores of many scans beside what the tables group them by.
+
+    Args:
+        paths: files of `score_stored`, each named after its scan.
+        manifest: columns scan_id, patient_id, split, label.
+
+    Returns:
+        One row per file; no score columns where there is no file.
+    """
+    rows = [pd.read_csv(path).assign(scan_id=path.stem) for path in paths]
+    scores = pd.concat(rows) if rows else pd.DataFrame({"scan_id": pd.Series(dtype=str)})
+    known = manifest[["scan_id", "patient_id", "split", "label"]]
+    return known.merge(scores, on="scan_id", validate="one_to_one")

@@ -177,7 +177,9 @@ def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -
     counts = {
         "n": len(scores),
         "patients": scores["patient_id"].nunique(),
-        "distance_unit": "; ".join(sorted(scores.get("distance_unit", pd.Series(dtype=str)).unique())),
+        "distance_unit": "; ".join(
+            sorted(scores.get("distance_unit", pd.Series(dtype=str)).unique())
+        ),
         "distances_n": int(np.isfinite(available[distances].astype(float)).all(axis=1).sum())
         if distances
         else 0,
@@ -324,10 +326,12 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
 
     Returns:
         Text cells under readable headings: value and interval in one cell, ``not run`` where n is
-        0, a dash where a value does not exist.
+        0, a dash where a value does not exist. Columns about published values are left out where
+        there is none at all.
     """
-    bounds = {name + suffix for name in table.columns for suffix in (LOW, HIGH)}
-    shown = [name for name in table.columns if name not in bounds]
+    hidden = {name + suffix for name in table.columns for suffix in (LOW, HIGH)}
+    hidden |= {name for name in table.columns if _about_published(name) and _empty(table[name])}
+    shown = [name for name in table.columns if name not in hidden]
     not_run = table["n"].eq(0) if "n" in table else pd.Series(False, index=table.index)
     cells = {}
     for name in shown:
@@ -339,6 +343,14 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
             text = [NOT_RUN if skip else cell for skip, cell in zip(not_run, text, strict=True)]
         cells[heading(name)] = text
     return pd.DataFrame(cells, dtype=object)
+
+
+def _about_published(name: str) -> bool:
+    return name.endswith(PUBLISHED) or name in ("published_on", "remarks")
+
+
+def _empty(column: pd.Series) -> bool:
+    return bool((column.isna() | column.eq("")).all())
 
 
 def _number(value: object, decimals: int) -> str:

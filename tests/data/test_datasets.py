@@ -92,22 +92,30 @@ PHANTOM_HEADER = "scan_id,patient_id,label,split,scanner\n"
 
 
 def phantom(root: Path, rows: str) -> Path:
-    touch(root, "scans/p1.nii.gz", "scans/p2/0.jpg", "lungs/p1.nii.gz", "lesions/p1.nii.gz")
+    touch(root, *(f"scans/p1/{name}.nii.gz" for name in ("scan", "lungs", "lesions")))
+    touch(root, "scans/p2/slices/0.jpg", "scans/p1.json", "scans/.partial/p5~x/p5/scan.nii.gz")
     return write(root, "scans.csv", PHANTOM_HEADER + rows)
 
 
 def test_phantom(tmp_path):
-    rows = "p1,a,covid,train,S1\np2,a,pneumonia,validation,S2\np3,b,normal,test,S1\n"
-    touch(tmp_path, "scans/p9.nii.gz")
+    rows = (
+        "p1,a,covid,train,S1\np2,a,pneumonia,validation,S2\n"
+        "p3,b,normal,test,S1\np4,b,normal,test,S1\n"
+    )
+    touch(tmp_path, "scans/p4/lungs.nii.gz", "scans/p9/scan.nii.gz")
     listing = list_scans("phantom", phantom(tmp_path, rows))
     volume, pictures = listing.scans
     assert (volume.patient_id, volume.label, volume.split) == ("a", COVID, TRAIN)
-    assert volume.files == (tmp_path / "scans/p1.nii.gz",)
-    assert volume.lung_mask == (tmp_path / "lungs/p1.nii.gz",)
-    assert volume.lesion_mask == (tmp_path / "lesions/p1.nii.gz",)
+    assert volume.files == (tmp_path / "scans/p1/scan.nii.gz",)
+    assert volume.lung_mask == (tmp_path / "scans/p1/lungs.nii.gz",)
+    assert volume.lesion_mask == (tmp_path / "scans/p1/lesions.nii.gz",)
     assert volume.attributes == {"scanner": "S1"}
-    assert pictures.files == (tmp_path / "scans/p2",) and pictures.lung_mask is None
-    assert reasons(listing) == {Reason.LABEL_WITHOUT_SCAN: 1, Reason.SCAN_WITHOUT_LABEL: 1}
+    assert pictures.files == (tmp_path / "scans/p2/slices",) and pictures.lung_mask is None
+    assert [(p.reason, p.detail or p.file.name) for p in listing.problems] == [
+        (Reason.LABEL_WITHOUT_SCAN, "p3"),
+        (Reason.LABEL_WITHOUT_SCAN, "p4"),
+        (Reason.SCAN_WITHOUT_LABEL, "p9"),
+    ]
 
 
 @pytest.mark.parametrize(

