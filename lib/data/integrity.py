@@ -5,6 +5,7 @@ it look across scans and data sets. A finding either puts a scan into quarantine
 """
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -135,6 +136,17 @@ def find_same_scans(
         for (first, second), count in sorted(shared.items())
     )
     return [pair for pair in shares if pair[2] >= SAME_SCAN_SHARE]
+
+
+def stored_slice_hashes(scans: Path, data_set: str) -> dict[tuple[str, str], list[str]]:
+    """Slice hashes of the scans of a prepared data set, by data set and scan_id.
+
+    Args:
+        scans: folder of its stored scans, with the records that ``map_scans`` left beside them.
+        data_set: its name.
+    """
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(scans.glob("*.json"))}
+    return {(data_set, name): r["record"]["slice_hashes"] for name, r in records.items()}
 
 
 def duplicate_findings(

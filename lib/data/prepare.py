@@ -1,6 +1,5 @@
 """Preparation: from a raw data set to the store, the manifest and the quarantine list."""
 
-import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from lib.data.datasets import DataSet, Listing, ScanSource
 from lib.data.integrity import Finding, findings_table, inspect_scan, manifest_findings
+from lib.data.manifest import read_manifest, read_quarantine  # noqa: F401
 from lib.data.masks import separate_lungs
 from lib.data.readers import (
     describe_source,
@@ -153,17 +153,6 @@ def slice_hashes(results: Iterable[ScanResult], data_set: str) -> dict[tuple[str
     return {(data_set, r.scan_id): r.record["slice_hashes"] for r in results if r.record}
 
 
-def stored_slice_hashes(scans: Path, data_set: str) -> dict[tuple[str, str], list[str]]:
-    """``slice_hashes`` of a data set prepared earlier.
-
-    Args:
-        scans: folder of its stored scans.
-        data_set: its name.
-    """
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(scans.glob("*.json"))}
-    return {(data_set, name): r["record"]["slice_hashes"] for name, r in records.items()}
-
-
 def quarantine_table(
     failed: Mapping[str, Iterable[ScanResult]],
     duplicates: Iterable[Finding],
@@ -285,24 +274,3 @@ def preparation_findings(
         for p in listing.problems
     ]
     return findings_table([*problems, *manifest_findings(data_set, manifest)])
-
-
-def read_manifest(prepared: Path) -> pd.DataFrame:
-    """The manifest of a prepared data set; ids stay text, missing cells are None.
-
-    Args:
-        prepared: its folder, ``data/prepared/<data set>``.
-
-    Raises:
-        FileNotFoundError: in one sentence, if the data set was not prepared.
-    """
-    path = prepared / "manifest.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: run the stage prepare@{prepared.name} first")
-    manifest = pd.read_csv(path, dtype={"scan_id": str, "patient_id": str, "flags": str})
-    return manifest.astype({"label": object}).where(manifest.notna(), None)
-
-
-def read_quarantine(prepared: Path) -> pd.DataFrame:
-    """The quarantine list of a prepared data set, text as it was written."""
-    return pd.read_csv(prepared / "quarantine.csv", dtype=str, keep_default_na=False)

@@ -118,11 +118,11 @@ def map_scans(
             ``path`` then is, new and empty.
         parameters: keyword arguments of ``work``, plain values that JSON can hold. A path does not
             belong here (bind it with ``functools.partial`` and name the file in ``code``).
-        inputs: what the result of an item depends on: files (or folders, for all files in them), and
-            texts, for what the item says itself.
-        code: what all results depend on: modules (that of ``work`` first) or files, for their text
-            (a checkpoint may be one of the files), and names of installed packages, for their
-            version.
+        inputs: what the result of an item depends on: files (or folders, for all files in them),
+            and texts, for what the item says itself.
+        code: what all results depend on: modules (that of ``work`` first), packages with all their
+            modules, or files, for their text (a checkpoint may be one of the files), and names of
+            installed packages, for their version.
         executor: a process pool, a thread pool, a Dask client's ``get_executor()``, ...; it is not
             shut down. None works in this process.
         description: of the progress bar.
@@ -197,12 +197,13 @@ def _common_hash(parameters: Mapping[str, Any], code: Sequence[ModuleType | Path
     return _hash_of([plain, [_code_hash(part) for part in code]])
 
 
-def _code_hash(part: ModuleType | Path | str) -> list[str]:
-    """Name and content of a source file, or name and version of an installed package."""
+def _code_hash(part: ModuleType | Path | str) -> list[list[str]]:
+    """Name and content of a source file or of all in a package, or version of an installed one."""
     if isinstance(part, str):
-        return [part, version(part)]
+        return [[part, version(part)]]
     path = part if isinstance(part, Path) else Path(part.__file__)
-    return [path.name, _file_hash(path)]
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return [[file.relative_to(path.parent).as_posix(), _file_hash(file)] for file in files]
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -1,0 +1,26 @@
+"""The manifest of a prepared data set, as everything after the preparation reads it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def read_manifest(prepared: Path) -> pd.DataFrame:
+    """The manifest of a prepared data set; ids stay text, missing cells are None.
+
+    Args:
+        prepared: its folder, ``data/prepared/<data set>``.
+
+    Raises:
+        FileNotFoundError: in one sentence, if the data set was not prepared.
+    """
+    path = prepared / "manifest.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: run the stage prepare@{prepared.name} first")
+    manifest = pd.read_csv(path, dtype={"scan_id": str, "patient_id": str, "flags": str})
+    return manifest.astype({"label": object}).where(manifest.notna(), None)
+
+
+def read_quarantine(prepared: Path) -> pd.DataFrame:
+    """The quarantine list of a prepared data set, text as it was written."""
+    return pd.read_csv(prepared / "quarantine.csv", dtype=str, keep_default_na=False)
