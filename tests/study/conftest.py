@@ -1,0 +1,79 @@
+"""A small copy of the study, with tiny parameters, that the tests may run and break."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+COPIED = ["lib", "notebooks", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"]
+TINY = {
+    "phantom": {
+        "size": 64,
+        "scans_per_class": {"train": 3, "validation": 2, "test": 3},
+        "slices": [3, 6],
+        "extra_slices": [1],
+    },
+    "racnet": {
+        "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
+    },
+}
+
+
+def merge(values: dict, changes: dict) -> dict:
+    """Values with some of them changed, nested."""
+    nested = {k: merge(values[k], v) for k, v in changes.items() if isinstance(v, dict)}
+    return values | changes | nested
+
+
+def change_parameters(study: Path, changes: dict) -> None:
+    path = study / "params.yaml"
+    values = merge(yaml.safe_load(path.read_text()), changes)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def copy_study(repository: Path, study: Path) -> Path:
+    """What a clone holds of the study, with tiny parameters."""
+    for name in COPIED:
+        source, target = repository / name, study / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    (study / "reports/notebooks").mkdir(parents=True)
+    change_parameters(study, TINY)
+    return study
+
+
+def environment(study: Path) -> dict[str, str]:
+    """The environment's own programs first, and lib from the copy."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(study), "MPLBACKEND": "agg"}
+
+
+def run_in(study: Path, *command: str, check: bool = True) -> str:
+    """Output of a command run in the copy; its failure fails the test with that output."""
+    done = subprocess.run(
+        command, cwd=study, env=environment(study), capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="session")
+def make_study(repository, tmp_path_factory) -> Callable[[str], Path]:
+    """Make a fresh copy of the study."""
+    return lambda name: copy_study(repository, tmp_path_factory.mktemp(name) / "study")
+
+
+def notebook_code(path: Path) -> list[str]:
+    """Code cells of a notebook."""
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

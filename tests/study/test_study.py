@@ -1,0 +1,95 @@
+"""The whole study, tiny, through DVC and papermill."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from lib.evaluation.classification import read_predictions, validate_predictions
+
+from .conftest import change_parameters, run_in
+
+SYSTEMS = ("racnet_alignment-none", "racnet_alignment-morphology")
+
+
+@pytest.fixture(scope="module")
+def study(make_study):
+    """A study that ran once."""
+    folder = make_study("repro")
+    run_in(folder, "git", "init", "--quiet")
+    run_in(folder, "git", "add", ".")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+    run_in(folder, "git", *identity, "commit", "--quiet", "-m", "copy")
+    run_in(folder, "dvc", "repro")
+    return folder
+
+
+def test_it_leaves_tables_and_figures(study):
+    tables = {path.name for path in (study / "reports/tables").iterdir()}
+    names = ("data", "segmentation", "classification", "sam2clip2sam_table1", "sam2clip2sam_table2")
+    assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
+    figures = {path.name for path in (study / "reports/figures").iterdir()}
+    kinds = ("segmentation", "learning_curves", "roc", "confusion")
+    assert figures == {f"{kind}_phantom.{ending}" for kind in kinds for ending in ("png", "pdf")}
+
+
+def test_every_scan_is_segmented_and_predicted_once(study):
+    manifest = pd.read_csv(study / "data/prepared/phantom/manifest.csv")
+    assert len(manifest) == 3 * (3 + 2 + 3) + 1
+    for system in SYSTEMS:
+        predictions = read_predictions(study / f"data/predictions/phantom/{system}.csv")
+        validate_predictions(predictions)
+        assert sorted(predictions["scan_id"]) == sorted(manifest["scan_id"])
+    masks = (study / "data/segmented/phantom/morphology").glob("*.b2nd")
+    assert {path.stem for path in masks} == set(manifest["scan_id"])
+
+
+def test_published_values_stand_beside_measured_ones_of_the_same_input(study):
+    table = pd.read_csv(study / "reports/tables/sam2clip2sam_table1.csv")
+    row = table[table["segmentation"] == "none"].iloc[0]
+    assert (row["macro_f1_published"], row["f1_covid_published"]) == (0.9306, 0.9218)
+    assert table[table["segmentation"] == "morphology"]["macro_f1_published"].isna().all()
+    assert (table["macro_f1_low"] <= table["macro_f1"]).all()
+    assert (table["n"] == 9).all()
+
+
+def test_executed_notebooks_hold_pictures_and_no_error(study):
+    executed = sorted((study / "reports/notebooks").glob("*.ipynb"))
+    assert len(executed) == 10
+    for path in executed:
+        outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
+        kinds = {o["output_type"] for o in outputs}
+        assert "error" not in kinds
+        assert any("image/png" in o.get("data", {}) for o in outputs), path.name
+
+
+def test_metrics_are_dvc_metrics(study):
+    metrics = json.loads(run_in(study, "dvc", "metrics", "show", "--json"))
+    (files,) = [entry["data"] for entry in metrics[""]["data"].values()] or [None]
+    assert set(files) == {"phantom/RACNet/none", "phantom/RACNet/morphology"}
+
+
+def test_a_second_run_finds_nothing_to_do(study):
+    assert "Data and pipelines are up to date" in run_in(study, "dvc", "repro")
+
+
+def test_a_parameter_of_racnet_concerns_racnet_and_the_reports_only(study):
+    try:
+        change_parameters(study, {"racnet": {"small": {"learning_rate": 2.0e-4}}})
+        planned = run_in(study, "dvc", "repro", "--dry")
+    finally:
+        change_parameters(study, {"racnet": {"small": {"learning_rate": 1.0e-4}}})
+    stages = set(re.findall(r"Running stage '([\w@-]+)'", planned))
+    trained = {f"racnet@phantom-{name}-alignment" for name in ("none", "morphology")}
+    assert trained <= stages <= trained | {"tables", "figures"}
+
+
+def test_a_missing_data_set_is_one_sentence(study):
+    try:
+        change_parameters(study, {"study": {"data_sets": ["phantom", "finding-lungs"]}})
+        (study / "data/raw/finding-lungs").mkdir(parents=True)
+        output = run_in(study, "dvc", "repro", "prepare@finding-lungs", check=False)
+    finally:
+        change_parameters(study, {"study": {"data_sets": ["phantom"]}})
+    assert "No scan of" in output and "get it from" in output and "looked for" in output
