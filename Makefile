@@ -1,13 +1,14 @@
 # make repro   set up .venv if needed, then run the study (dvc repro)
 # make test    set up .venv if needed, then run the tests
 # make lab     set up .venv if needed, then open JupyterLab on the notebooks
+# make benchmark   measure speed and memory on this machine; leave it alone meanwhile
 # make clean   remove everything that the study made; raw data and .venv stay
 
 PYTHON ?= python3
 READY := .venv/ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lab clean
+.PHONY: repro test lab benchmark clean
 repro: $(READY)
 	dvc repro
 
@@ -16,6 +17,10 @@ test: $(READY)
 
 lab: $(READY)
 	jupyter lab notebooks
+
+benchmark: $(READY)
+	papermill --log-output --no-progress-bar notebooks/benchmark_ingest.ipynb \
+	  reports/notebooks/benchmark_ingest.ipynb
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \

@@ -22,7 +22,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         The path to write to, in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # the next try overwrites a leftover
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # what a killed try left must not pass for this one's
     try:
         yield partial
         with partial.open("rb") as stream:

@@ -155,12 +155,17 @@ def duplicate_findings(
     """``find_same_scans`` as findings.
 
     Within one data set the scan that comes second in name order goes into quarantine: the same
-    pixels under two names would count twice, or sit in two splits. Across data sets both stay, with
-    a remark each, since each data set is evaluated by itself.
+    pixels under two names would count twice, or sit in two splits. A scan that is left out already
+    puts out no other, so that of several alike the first stays and each of the rest is named once.
+    Across data sets both stay, with a remark each, since each data set is evaluated by itself.
     """
-    findings = []
+    findings, left_out = [], set()
     for first, second, share in find_same_scans(slice_hashes):
         same_set = first[0] == second[0]
+        if same_set and not left_out.isdisjoint((first, second)):
+            continue
+        if same_set:
+            left_out.add(second)
         reason = "same pixels under two names" if same_set else "same scan in two data sets"
         text = f"{share:.0%} of its slices are those of"
         findings.append(Finding(*second, reason, f"{text} {'/'.join(first)}", same_set))

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
+COUNTS = ("slices", "height", "width")  # every other column is text
+
 
 def read_manifest(prepared: Path) -> pd.DataFrame:
-    """The manifest of a prepared data set; ids stay text, missing cells are None.
+    """The manifest of a prepared data set; text but for counts, empty cells are None.
 
     Args:
         prepared: its folder, ``data/prepared/<data set>``.
@@ -17,8 +19,9 @@ def read_manifest(prepared: Path) -> pd.DataFrame:
     path = prepared / "manifest.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: run the stage prepare@{prepared.name} first")
-    manifest = pd.read_csv(path, dtype={"scan_id": str, "patient_id": str, "flags": str})
-    return manifest.astype({"label": object}).where(manifest.notna(), None)
+    manifest = pd.read_csv(path, dtype=str, keep_default_na=False).astype(object)
+    manifest = manifest.where(manifest != "", None)
+    return manifest.astype(dict.fromkeys(COUNTS, "int64"))
 
 
 def read_quarantine(prepared: Path) -> pd.DataFrame:

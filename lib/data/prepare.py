@@ -39,8 +39,16 @@ MASKS = ("lungs", "lesions")
 
 
 def scan_inputs(source: ScanSource, *, root: Path) -> Sequence[Path]:
-    """Files that a prepared scan depends on, for ``map_scans``; none outside the root is opened."""
-    return source_files(_source(source.files), root=root)
+    """Files that a prepared scan depends on, for ``map_scans``; none outside the root is opened.
+
+    Raises:
+        ScanError: if one is missing (a link that leads nowhere) or lies outside the root.
+    """
+    files = source_files(_source(source.files), root=root)
+    for file in files:
+        if not file.exists():
+            raise ScanError("no such file", file)
+    return files
 
 
 def prepare_scan(
@@ -69,10 +77,16 @@ def prepare_scan(
     files = _source(source.files)
     scan = read_scan(files, root=root, skip_unreadable=skip_unreadable)
     if transposed:
-        scan = Scan(np.swapaxes(scan.voxels, 1, 2), scan.spacing_mm, scan.flags)
+        scan = _transposed(scan)
     record = inspect_scan(scan, source.files[0])
     save_volume(path, scan.voxels, spacing_mm=scan.spacing_mm)
     return record | {"source_sha256": source_sha256(files, root=root)}
+
+
+def _transposed(scan: Scan) -> Scan:
+    """The scan with rows and columns of every slice swapped, and their spacing with them."""
+    spacing = scan.spacing_mm and tuple(scan.spacing_mm[axis] for axis in (0, 2, 1))
+    return Scan(np.swapaxes(scan.voxels, 1, 2), spacing, scan.flags)
 
 
 def with_mask(
@@ -237,10 +251,10 @@ def manifest_table(
 
 
 def _manifest_row(result: ScanResult, source: ScanSource) -> dict:
-    """One scan; a list becomes one text cell."""
+    """One scan; lists become text, and what was measured hides an attribute of that name."""
     record = result.record
     spacing = record["spacing_mm"]
-    return {
+    row = {
         "scan_id": source.scan_id,
         "patient_id": source.patient_id,
         "split": source.split,
@@ -251,8 +265,8 @@ def _manifest_row(result: ScanResult, source: ScanSource) -> dict:
         "spacing_mm": " ".join(f"{value:.4g}" for value in spacing) if spacing else "",
         "source_sha256": record["source_sha256"],
         "flags": "; ".join(record["flags"]),
-        **source.attributes,
     }
+    return row | {name: text for name, text in source.attributes.items() if name not in row}
 
 
 def preparation_findings(

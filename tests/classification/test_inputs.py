@@ -1,17 +1,26 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lib.classification.inputs import (
+    BINARY_CLASSES,
     ScanItem,
     ScanSlices,
+    content_digest,
     load_slices,
+    mean_loss,
+    only,
     pack,
     resize_slice,
+    scan_items,
     scan_logits,
     scan_loss,
     subsample_indices,
@@ -165,16 +174,130 @@ def test_cached_slices_are_read_once(scans, cache, openings):
         assert labels == same_labels
 
 
-def test_loss_is_the_cross_entropy_of_the_logits(scans):
-    class Brightness(nn.Module):
-        def forward(self, slices, lengths):
-            means = [part.float().mean() / 255 for part in slices.split(lengths)]
-            return torch.stack([torch.stack([mean, 1 - mean]) for mean in means])
+class Brightness(nn.Module):
+    """Two logits from the mean grey value of each scan."""
 
+    def forward(self, slices, lengths):
+        means = [part.float().mean() / 255 for part in slices.split(lengths)]
+        return torch.stack([torch.stack([3 * mean, 1 - mean]) for mean in means])
+
+
+def test_loss_is_the_cross_entropy_of_the_logits(scans):
     batch = pack([ScanSlices(scans, size=16)[i] for i in range(3)])
     probabilities = scan_logits(Brightness(), batch).softmax(1)
     expected = -probabilities[torch.arange(3), batch.targets].log().mean()
     torch.testing.assert_close(scan_loss(Brightness(), batch), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_mean_loss_is_that_of_the_scans_however_they_are_batched(scans, batch_size):
+    data = ScanSlices(scans, size=16)
+    batches = DataLoader(data, batch_size=batch_size, collate_fn=pack)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    expected = scan_loss(Brightness(), pack([data[i] for i in range(3)])).item()
+    loss = mean_loss(Brightness(), batches, fabric=fabric)
+    assert isinstance(loss, float) and loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_empty_validation_part_is_one_sentence():
+    with pytest.raises(ValueError, match="validation part is empty, so no epoch can be chosen"):
+        mean_loss(Brightness(), [], fabric=Fabric(accelerator="cpu", devices=1))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Four stored scans, all with masks; `prepared/` and `masks/` hold them with their sidecars."""
+    for folder in ("prepared", "masks"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            voxels = np.full((1, 4, 4), number, np.uint8)
+            save_volume(tmp_path / folder / f"000{number}.b2nd", voxels)
+            (tmp_path / folder / f"000{number}.json").write_text(f"{folder} {number}")
+    return pd.DataFrame(
+        {
+            "scan_id": ["0002", "0000", "0001", "0003"],
+            "label": ["covid", "normal", "non-covid", "pneumonia"],
+            "split": ["train", "test", "train", "validation"],
+        },
+        index=[5, 2, 9, 0],  # as a manifest without its unlabelled rows has
+    )
+
+
+def items_of(manifest, folder, *, masks="masks", positive=("covid",)):
+    masks = folder / masks if masks else None
+    return scan_items(manifest, scans=folder / "prepared", masks=masks, positive=positive)
+
+
+@pytest.mark.parametrize(
+    ("positive", "targets"),
+    [
+        (["covid"], [1, 0, 0, 0]),
+        (["covid", "pneumonia"], [1, 0, 0, 1]),
+        ([], [0, 0, 0, 0]),
+    ],
+)
+def test_targets_are_indices_of_the_classes(manifest, tmp_path, positive, targets):
+    items = items_of(manifest, tmp_path, positive=positive)
+    assert [item.scan_id for item in items] == ["0002", "0000", "0001", "0003"]
+    assert [item.target for item in items] == targets
+    names = ["covid" if label in positive else "non_covid" for label in manifest["label"]]
+    assert [BINARY_CLASSES[item.target] for item in items] == names
+
+
+def test_items_name_the_stored_files(manifest, tmp_path):
+    masked, bare = items_of(manifest, tmp_path)[0], items_of(manifest, tmp_path, masks=None)[0]
+    assert masked.volume == bare.volume == tmp_path / "prepared" / "0002.b2nd"
+    assert (masked.mask, bare.mask) == (tmp_path / "masks" / "0002.b2nd", None)
+
+
+@pytest.mark.parametrize("missing", ["prepared/0001.b2nd", "masks/0000.b2nd"])
+def test_what_is_not_stored_is_named(manifest, tmp_path, missing):
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} is not there: prepare and segment"):
+        items_of(manifest, tmp_path)
+
+
+@pytest.mark.parametrize("label", [None, np.nan])
+def test_a_scan_without_a_label_is_refused(manifest, tmp_path, label):
+    manifest["label"] = manifest["label"].astype(object).where(manifest["scan_id"] != "0001", label)
+    with pytest.raises(ValueError, match="without a label cannot be classified"):
+        items_of(manifest, tmp_path)
+
+
+def test_the_digest_follows_the_contents_and_not_the_place(manifest, tmp_path):
+    before = content_digest(items_of(manifest, tmp_path))
+    shutil.copytree(tmp_path, tmp_path / "elsewhere")
+    assert content_digest(items_of(manifest, tmp_path / "elsewhere")) == before
+
+
+DIGEST_CHANGES = {
+    "a scan": lambda m, d: (d / "prepared/0001.json").write_text("other") and items_of(m, d),
+    "a mask": lambda m, d: (d / "masks/0001.json").write_text("other") and items_of(m, d),
+    "no masks": lambda m, d: items_of(m, d, masks=None),
+    "a target": lambda m, d: items_of(m, d, positive=["normal"]),
+    "the order": lambda m, d: items_of(m, d)[::-1],
+    "a scan less": lambda m, d: items_of(m, d)[:-1],
+    "another name": lambda m, d: [
+        ScanItem("0009", i.volume, i.mask, i.target) for i in items_of(m, d)
+    ],
+}
+
+
+def test_the_digest_sees_every_change(manifest, tmp_path):
+    digests = [content_digest(items_of(manifest, tmp_path))]
+    for number, change in enumerate(DIGEST_CHANGES.values()):
+        shutil.copytree(tmp_path / "prepared", tmp_path / f"{number}" / "prepared")
+        shutil.copytree(tmp_path / "masks", tmp_path / f"{number}" / "masks")
+        digests.append(content_digest(change(manifest, tmp_path / f"{number}")))
+    assert len(set(digests)) == 1 + len(DIGEST_CHANGES)
+
+
+def test_a_part_is_chosen_by_place_and_shares_what_is_cached(manifest, tmp_path):
+    data = ScanSlices(items_of(manifest, tmp_path), size=4, cache=True)
+    train = only(data, manifest["split"] == "train")
+    assert [scan_id for _, _, scan_id in train] == ["0002", "0001"]
+    assert train[0][0] is data[0][0] and train[1][0] is data[2][0]
+    assert len(only(data, manifest["split"] == "absent")) == 0
 
 
 @pytest.mark.real

@@ -75,6 +75,19 @@ def test_same_pixels_under_two_names_quarantine_the_second():
     assert "100% of its slices are those of a/s1" in finding.detail
 
 
+def test_of_many_alike_the_first_stays_and_each_other_is_named_once():
+    scans = {("a", f"s{number}"): hashes(seed=1) for number in range(4)}
+    findings = duplicate_findings(scans)
+    assert [f.scan_id for f in findings] == ["s1", "s2", "s3"]
+    assert all(f.quarantined and "those of a/s0" in f.detail for f in findings)
+
+
+def test_a_scan_that_is_left_out_puts_out_no_other():
+    first, last = hashes(seed=1), hashes(seed=2)
+    scans = {("a", "1"): first, ("a", "2"): first[:4] + last[:4], ("a", "3"): last}
+    assert [finding.scan_id for finding in duplicate_findings(scans)] == ["2"]
+
+
 def test_a_thinned_copy_in_another_data_set_is_found_and_both_stay():
     scans = {("a", "s1"): hashes(seed=1, slices=12), ("b", "t9"): hashes(seed=1, slices=12)[::4]}
     findings = duplicate_findings(scans)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from lib.data.files import save_csv
 from lib.evaluation.classification import (
     attach_patients,
     choose_threshold,
@@ -14,6 +15,7 @@ from lib.evaluation.classification import (
     classification_scores,
     confusion_matrix,
     predicted_classes,
+    predictions_table,
     probability_matrix,
     read_predictions,
     validate_predictions,
@@ -220,3 +222,51 @@ def test_no_threshold_is_better_than_the_chosen_one(rows):
     chosen = choose_threshold(make_predictions(labels, covid, split="validation"), positive="covid")
     reached = [scores_of(labels, covid, threshold=t)["macro_f1"] for t in np.unique(covid)]
     assert scores_of(labels, covid, threshold=chosen)["macro_f1"] == pytest.approx(max(reached))
+
+
+def test_a_predictions_table_is_what_the_scores_are_computed_from(tmp_path):
+    probabilities = np.array([[0.25, 0.75], [0.9, 0.1]], np.float32)
+    table = predictions_table(
+        pd.Series(["0007", "0003"], index=[7, 3]),  # as a manifest without some rows gives them
+        pd.Series(["test", "train"], index=[7, 3]),
+        [1, 0],
+        probabilities,
+        classes=("non_covid", "covid"),
+    )
+    columns = ["scan_id", "split", "label", "probability_non_covid", "probability_covid"]
+    assert table.columns.tolist() == columns
+    assert table["scan_id"].tolist() == ["0007", "0003"]
+    assert table["split"].tolist() == ["test", "train"]
+    assert table["label"].tolist() == ["covid", "non_covid"]
+    assert class_names(table) == ("non_covid", "covid")
+    np.testing.assert_array_equal(probability_matrix(table).astype(np.float32), probabilities)
+    save_csv(table, tmp_path / "racnet.csv")
+    again = read_predictions(tmp_path / "racnet.csv")
+    assert again.values.tolist() == table.values.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=6))
+def test_every_pair_of_probabilities_makes_valid_predictions(covid):
+    covid = np.array(covid, np.float32)
+    names = [f"s{number}" for number in range(len(covid))]
+    targets, splits = [0] * len(covid), ["test"] * len(covid)
+    pairs = np.stack([covid, 1 - covid], axis=1)
+    table = predictions_table(names, splits, targets, pairs, classes=BINARY)
+    validate_predictions(table)
+    assert np.abs(probability_matrix(table) - pairs).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("scan_ids", "targets", "probabilities", "error"),
+    [
+        (["1"], [0, 1], [[1, 0], [0, 1]], ValueError),
+        (["1", "2"], [0, 1], [[1, 0]], ValueError),
+        (["1", "2"], [0, 1], [[1, 0, 0], [0, 1, 0]], ValueError),
+        (["1", "2"], [0, 2], [[1, 0], [0, 1]], IndexError),
+    ],
+    ids=["an id short", "a row short", "a class too many", "no such class"],
+)
+def test_a_predictions_table_of_unequal_lengths_is_refused(scan_ids, targets, probabilities, error):
+    with pytest.raises(error):
+        predictions_table(scan_ids, ["test"] * 2, targets, np.array(probabilities), classes=BINARY)

@@ -1,6 +1,7 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,14 @@ from skimage.metrics import hausdorff_distance
 from sklearn.metrics import f1_score, jaccard_score
 
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
-from lib.evaluation.segmentation import overlap, score_masks, surface_agreement
+from lib.data.store import save_volume
+from lib.evaluation.segmentation import (
+    overlap,
+    read_scores,
+    score_masks,
+    score_stored,
+    surface_agreement,
+)
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*get_mask_edges.*:FutureWarning")
@@ -172,6 +180,78 @@ def test_leak(lungs, leak, dtype):
 def test_wrong_input(predicted, true, options, message):
     with pytest.raises(ValueError, match=message):
         score_masks(predicted, true, **options)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Store masks of a scan in HU; gives the files that `score_stored` takes."""
+
+    def store(predicted, true, *, spacing_mm=None):
+        voxels = np.where(true > 0, -800, 0).astype(np.int16)
+        files = tuple(tmp_path / f"{name}.b2nd" for name in ("predicted", "true", "scan"))
+        for file, volume in zip(files, (predicted, true, voxels), strict=True):
+            save_volume(file, volume, spacing_mm=spacing_mm if volume is voxels else None)
+        return files, Scan(voxels, spacing_mm)
+
+    return store
+
+
+@pytest.mark.parametrize("spacing", [None, (8.0, 0.7, 0.6)])
+def test_stored_masks_are_scored_with_the_spacing_of_the_scan(stored, tmp_path, spacing):
+    predicted, true = blobs(1), blobs(2)
+    files, scan = stored(predicted, true, spacing_mm=spacing)
+    assert score_stored(files, tmp_path / "0001.csv") == {}
+    (scores,) = pd.read_csv(tmp_path / "0001.csv").to_dict("records")
+    assert scores == score_masks(predicted, true, spacing_mm=spacing, scan=scan)
+    assert scores["distance_unit"] == ("mm" if spacing else "pixels")
+
+
+def test_undefined_distances_are_empty_cells(stored, tmp_path):
+    files, _ = stored(np.zeros_like(blobs(1)), blobs(1))
+    score_stored(files, tmp_path / "0001.csv")
+    (scores,) = pd.read_csv(tmp_path / "0001.csv").to_dict("records")
+    assert scores["dice_both"] == 0 and np.isnan(scores["hd95_both"])
+    assert scores["empty"] is True and scores["leak"] is False
+
+
+MANIFEST = pd.DataFrame(
+    {
+        "scan_id": ["0001", "0002", "0003"],
+        "patient_id": ["007", "007", "008"],
+        "split": ["train", "train", "test"],
+        "label": ["covid", None, "normal"],
+        "slices": [3, 4, 5],
+    }
+)
+
+
+def test_scores_are_read_beside_what_they_are_grouped_by(tmp_path):
+    paths = [tmp_path / f"{name}.csv" for name in ("0003", "0001")]
+    for path, dice in zip(paths, (0.3, 0.1), strict=True):
+        pd.DataFrame([{"dice_both": dice, "empty": False}]).to_csv(path, index=False)
+    scores = read_scores(paths, MANIFEST)
+    assert scores.columns.tolist() == [
+        *("scan_id", "patient_id", "split", "label", "dice_both", "empty")
+    ]
+    assert scores.values.tolist() == [
+        ["0001", "007", "train", "covid", 0.1, False],
+        ["0003", "008", "test", "normal", 0.3, False],
+    ]
+
+
+def test_without_files_there_are_no_scores():
+    scores = read_scores([], MANIFEST)
+    assert scores.empty
+    assert scores.columns.tolist() == ["scan_id", "patient_id", "split", "label"]
+
+
+def test_one_scan_scored_twice_is_refused(tmp_path):
+    paths = [tmp_path / folder / "0001.csv" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("dice_both\n0.5\n")
+    with pytest.raises(pd.errors.MergeError):
+        read_scores(paths, MANIFEST)
 
 
 def test_whole_scan_is_scored_within_a_second():

@@ -54,7 +54,7 @@ def copy_study(repository: Path, study: Path) -> Path:
 def environment(study: Path) -> dict[str, str]:
     """The environment's own programs first, and lib from the copy."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(study), "MPLBACKEND": "agg"}
+    return os.environ | {"PATH": path, "PYTHONPATH": str(study)}
 
 
 def run_in(study: Path, *command: str, check: bool = True) -> str:
