@@ -8,7 +8,6 @@ import pandas as pd
 
 from lib.data.datasets import DataSet, Listing, ScanSource
 from lib.data.integrity import Finding, findings_table, inspect_scan, manifest_findings
-from lib.data.manifest import read_manifest, read_quarantine  # noqa: F401
 from lib.data.masks import separate_lungs
 from lib.data.readers import (
     describe_source,
@@ -100,9 +99,10 @@ def with_mask(
     }
 
 
-def mask_inputs(source: ScanSource, *, kind: str, scans: Path) -> Sequence[Path]:
-    """Files that a prepared mask depends on: its own and the stored scan."""
-    return (*_mask_files(source, kind), scans / f"{source.scan_id}.b2nd")
+def mask_inputs(source: ScanSource, *, kind: str, scans: Path, root: Path) -> Sequence[Path]:
+    """Files that a prepared mask depends on: its own (none outside the root), the stored scan."""
+    own = source_files(_source(_mask_files(source, kind)), root=root)
+    return (*own, scans / f"{source.scan_id}.b2nd")
 
 
 def prepare_mask(

@@ -93,9 +93,7 @@ def predictions_table(
     frame = pd.DataFrame(
         {"scan_id": scan_ids, "split": splits, "label": [classes[target] for target in targets]}
     )
-    # nine digits bring a float32 back exactly
-    columns = [f"{PROBABILITY_PREFIX}{name}" for name in classes]
-    frame[columns] = np.asarray(probabilities, np.float64).round(9)
+    frame[[f"{PROBABILITY_PREFIX}{name}" for name in classes]] = probabilities
     return frame
 
 

@@ -86,7 +86,7 @@ def _stored(layout, sources, raw: Path, folder: Path) -> dict[str, list[ScanResu
             prepare.with_mask(sources, stored, kind),
             folder / kind,
             parameters={"kind": kind},
-            inputs=partial(prepare.mask_inputs, kind=kind, scans=folder / "scans"),
+            inputs=partial(prepare.mask_inputs, kind=kind, scans=folder / "scans", root=raw),
             description=kind,
         )
     return results

@@ -26,6 +26,7 @@ from lib.data.readers.intensities import INT16, as_hounsfield
 from lib.data.scan import HOUNSFIELD_AIR, ScanError
 
 DEFERRED_BYTES = 64 * 2**20  # longer pixel data are read frame by frame
+IMAGE_CLASS = "Image Storage"  # how the names of the storage classes of images end
 GANTRY_TILT = math.radians(1)  # smaller shifts are rounding of the positions
 DUPLICATE_MM = 0.01
 UNEVEN_MM, UNEVEN_FRACTION = 0.1, 0.1  # positions are often rounded to 0.1 mm
@@ -82,6 +83,8 @@ def _slices_in(file: Path, findings: Findings) -> Iterator[tuple[SliceHeader, in
     with faults_of(file), file.open("rb") as stream:
         header = pydicom.dcmread(stream, defer_size=DEFERRED_BYTES, specific_tags=TAGS.values())
         if "PixelData" not in header:
+            if header.file_meta.MediaStorageSOPClassUID.name.endswith(IMAGE_CLASS):
+                raise ScanError("damaged file", file, "an image without its pixels")
             findings.flags.add("files without an image left out")
             return
         if "LOCALIZER" in texts(header, "ImageType"):

@@ -1,5 +1,6 @@
 """What comes up while one scan is read: flags, faults, slices left out. Shared by all readers."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,10 +89,12 @@ def faults_of(file: Path) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into a `ScanError`.
 
     Decoders raise almost anything on hostile bytes, so all exceptions count. Their texts are
-    dropped, because they can quote the header of a patient.
+    dropped, and their warnings, because they can quote the header or the file name of a patient.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     except ScanError:
         raise
     except FileNotFoundError:

@@ -16,6 +16,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
+    RTPlanStorage,
     generate_uid,
 )
 
@@ -239,10 +240,19 @@ def test_localizers_and_objects_without_pixels_are_left_out(tmp_path):
         ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
         SeriesInstanceUID=generate_uid(),
     )
-    write_dicom(folder / "00.dcm", scout, PixelData=None)
+    plan = dicom_header(scout, (0, 0, 0), PixelData=None)
+    plan.SOPClassUID = plan.file_meta.MediaStorageSOPClassUID = RTPlanStorage
+    plan.save_as(folder / "00.dcm", enforce_file_format=True)
     scan = read_scan(folder)
     np.testing.assert_array_equal(scan.voxels, phantom())
     assert scan.flags == ("files without an image left out", "localizers left out")
+
+
+def test_an_image_that_lost_its_pixels_is_damaged(tmp_path):
+    folder = write_series(tmp_path / "s")
+    write_dicom(folder / "00.dcm", np.zeros((30, 30), np.uint16), PixelData=None)
+    with pytest.raises(ScanError, match="damaged file"):
+        read_scan(folder)
 
 
 def test_instance_numbers_replace_missing_positions(tmp_path):
