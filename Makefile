@@ -13,7 +13,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest --numprocesses 2 --dist worksteal
+	pytest --numprocesses 2 --dist loadgroup
 
 lab: $(READY)
 	jupyter lab notebooks

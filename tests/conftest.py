@@ -21,3 +21,8 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real CT data at {folder} (set STUDY_REAL_DATA)")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the long tests of the whole study first, so that the short ones run beside them."""
+    items.sort(key=lambda item: "study" not in item.path.parts)

@@ -14,6 +14,8 @@ import pytest
 
 from .conftest import environment, notebook_code
 
+pytestmark = pytest.mark.xdist_group("interruption")
+
 RUNS = {  # how often each stage is killed, and where its results lie
     "prepare": (4, ["data/prepared"]),
     "segment_morphology": (3, ["data/segmented"]),

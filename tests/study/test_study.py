@@ -10,6 +10,8 @@ from lib.evaluation.classification import read_predictions, validate_predictions
 
 from .conftest import change_parameters, run_in
 
+pytestmark = pytest.mark.xdist_group("study")  # one process, so that the study runs once
+
 SYSTEMS = ("racnet_alignment-none", "racnet_alignment-morphology")
 
 
