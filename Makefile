@@ -13,7 +13,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest --numprocesses 2 --dist loadgroup
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(READY)
 	jupyter lab notebooks

@@ -24,11 +24,19 @@ import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import closing, suppress
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -151,6 +159,28 @@ def map_scans(
     with suppress(OSError):  # not empty: workers of a killed run are finishing their last scans
         (folder / _PARTIAL).rmdir()
     return [results[scan_id] for scan_id in named]
+
+
+@contextmanager
+def worker_processes(count: int = 0) -> Iterator[Executor | None]:
+    """An executor for `map_scans` with processes of this machine.
+
+    Args:
+        count: of processes; 0 takes one per core that this process may use.
+
+    Yields:
+        A process pool, or None for a single process: then the work is done in this one, which saves
+        the start of another. Processes are spawned, since a fork of a process with threads (a
+        notebook's kernel) can hang.
+    """
+    if count == 0 and hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))  # a container or a batch system may allow fewer
+    count = count or os.cpu_count() or 1
+    if count == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor:
+        yield executor
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pytest
 
 from lib.data import scan_map
 from lib.data.scan import ScanError
-from lib.data.scan_map import ScanMapError, map_scans
+from lib.data.scan_map import ScanMapError, map_scans, worker_processes
 
 
 @dataclass(frozen=True)
@@ -592,3 +592,9 @@ def test_killed_processes_leave_what_an_undisturbed_run_leaves(tmp_path, reposit
 
 def items_by_stem(items):
     return {path.stem: Item(path.stem, path) for path in sorted(item.source for item in items)}
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, type(None)), (2, ProcessPoolExecutor)])
+def test_one_process_needs_no_pool(count, kind):
+    with worker_processes(count) as executor:
+        assert isinstance(executor, kind)

@@ -14,8 +14,6 @@ import pytest
 
 from .conftest import environment, notebook_code
 
-pytestmark = pytest.mark.xdist_group("interruption")
-
 RUNS = {  # how often each stage is killed, and where its results lie
     "prepare": (4, ["data/prepared"]),
     "segment_morphology": (3, ["data/segmented"]),
@@ -32,8 +30,8 @@ matplotlib.use("agg")
 cells = json.load(open(sys.argv[1]))
 for code in cells.values():
     exec(code[0], {})
-context = multiprocessing.get_context("fork")
-multiprocessing.get_context = lambda method: context
+import lib.data.scan_map
+lib.data.scan_map.get_context = lambda method: multiprocessing.get_context("fork")
 print("ready", flush=True)
 for line in sys.stdin:
     folder, stage = json.loads(line)
