@@ -24,7 +24,7 @@ benchmark: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \
-	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures \
+	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 
 $(READY): requirements.txt pyproject.toml

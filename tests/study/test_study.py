@@ -68,6 +68,12 @@ def test_metrics_are_dvc_metrics(study):
     assert set(files) == {"phantom/RACNet/none"}
 
 
+def test_learning_curves_are_dvc_plots(study):
+    output = run_in(study, "dvc", "plots", "show", "--out", "shown")
+    assert "index.html" in output
+    assert "validation_loss" in (study / "shown/index.html").read_text()
+
+
 def test_a_second_run_finds_nothing_to_do(study):
     assert "Data and pipelines are up to date" in run_in(study, "dvc", "repro")
 
