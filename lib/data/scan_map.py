@@ -153,7 +153,9 @@ def map_scans(
     _remove_stale(folder, named)
     results = {}
     with closing(_outcomes(job, named, executor)) as outcomes:
-        for result in tqdm(outcomes, total=len(named), desc=description, unit="scan"):
+        for result in tqdm(
+            outcomes, total=len(named), desc=description, unit="scan", mininterval=1
+        ):
             results[result.scan_id] = result
             _stop_if_hopeless(result, keep_going, folder)
     with suppress(OSError):  # not empty: workers of a killed run are finishing their last scans
