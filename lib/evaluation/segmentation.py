@@ -1,6 +1,7 @@
-"""Agreement of a lung mask with the true one: overlap, surface distances, failures.
+"""Agreement of a lung mask with the true one: overlap, surface distances, errors, failures.
 
-Conventions, for each lung and for both together:
+Where a mask errs (mediastinum, pleura, lesions, slices) is in `lib.evaluation.lung_errors`.
+Conventions of overlap and distances, for each lung and for both together:
 
 - Surface: voxels of the mask with at least one face neighbour outside it; the border of the
   picture counts as outside.
@@ -17,11 +18,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from lib.data.files import save_csv
 from lib.data.masks import body_mask, both_lungs, tissue_threshold
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
 from lib.data.store import open_volume
+from lib.evaluation.lung_errors import (
+    lesions_kept,
+    mediastinum_leakage,
+    neighbour_dice,
+    rim_error,
+    slice_failures,
+)
 
 HAUSDORFF_PERCENTILE = 95
 MISSING_SHARE = 0.05  # a lung with less than this share of its true volume is missing
@@ -34,6 +43,7 @@ def score_masks(
     *,
     spacing_mm: tuple[float, ...] | None = None,
     scan: Scan | None = None,
+    lesions: np.ndarray | None = None,
 ) -> dict[str, float | bool | str]:
     """Score a predicted lung mask against the true one.
 
@@ -43,12 +53,15 @@ def score_masks(
         true: same shape and values.
         spacing_mm: distance of neighbours along each axis of the masks. Without it distances are
             counted in pixels.
-        scan: the scan that was segmented; with it leaks outside the body are found.
+        scan: the scan that was segmented; with it leaks are found.
+        lesions: lesion mask of the masks' shape, 1 ground-glass opacity, 2 consolidation; with it
+            the infected lung that was kept is measured.
 
     Returns:
         For ``right``, ``left`` and ``both``: ``dice_<lung>``, ``iou_<lung>``, ``hd95_<lung>`` and
         ``assd_<lung>``; ``distance_unit``, ``"mm"`` or ``"pixels"``; the flags of `failure_flags`;
-        with a scan those of `leak_flags`.
+        what `slice_failures`, `neighbour_dice` and `rim_error` return; with a scan the flags of
+        `leak_flags` and ``mediastinum_leakage``; with lesions what `lesions_kept` returns.
 
     Raises:
         ValueError: if the shapes differ or the spacing does not fit them.
@@ -68,7 +81,41 @@ def score_masks(
         scores[f"hd95_{lung}"], scores[f"assd_{lung}"] = distances
     scores["distance_unit"] = "pixels" if spacing_mm is None else "mm"
     scores |= failure_flags(predicted, true)
-    return scores if scan is None else scores | leak_flags(predicted, scan)
+    return scores | _error_scores(predicted, true, spacing, scan, lesions)
+
+
+def _error_scores(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    spacing: np.ndarray,
+    scan: Scan | None,
+    lesions: np.ndarray | None,
+) -> dict[str, float | bool]:
+    """The leaks and the scores of `lib.evaluation.lung_errors`; masks may lack the slice axis."""
+    predicted, true = (mask if mask.ndim == 3 else mask[None] for mask in (predicted, true))
+    box = _box_in_plane((predicted > 0) | (true > 0))  # nothing outside it counts, and it is faster
+    ours, theirs = predicted[box], true[box]
+    scores = slice_failures(ours, theirs) | neighbour_dice(ours, theirs)
+    pixel = float(np.sqrt(spacing[-2] * spacing[-1]))  # pixels of CT are square
+    scores |= rim_error(ours, theirs, pixel=pixel)
+    if scan is not None:
+        if predicted.shape != scan.voxels.shape:
+            raise ValueError(f"mask {predicted.shape} does not fit the scan {scan.voxels.shape}")
+        tissue = scan.voxels > tissue_threshold(scan.voxels)
+        scores |= leak_flags(predicted, tissue)
+        scores["mediastinum_leakage"] = mediastinum_leakage(ours, theirs, tissue[box])
+    if lesions is not None:
+        lesions = lesions if lesions.ndim == 3 else lesions[None]
+        if predicted.shape != lesions.shape:
+            raise ValueError(f"mask {predicted.shape} does not fit the lesions {lesions.shape}")
+        scores |= lesions_kept(predicted, lesions)
+    return scores
+
+
+def _box_in_plane(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """All slices, and the rows and columns that hold anything of a mask."""
+    found = ndimage.find_objects(mask.any(axis=0).view(np.uint8))
+    return (slice(None), *(found[0] if found else (slice(0, 1), slice(0, 1))))
 
 
 LUNGS = {
@@ -127,7 +174,9 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 def _distances(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance from each voxel of one surface to the nearest voxel of another, shape (n,)."""
-    return ndimage.distance_transform_edt(~to, sampling=spacing)[of]
+    # Asked of a tree of the surface, not of a distance transform of the volume: 3 to 5 times faster
+    # for lungs, with the same result.
+    return cKDTree(np.argwhere(to) * spacing).query(np.argwhere(of) * spacing)[0]
 
 
 def failure_flags(predicted: np.ndarray, true: np.ndarray) -> dict[str, bool]:
@@ -151,41 +200,41 @@ def failure_flags(predicted: np.ndarray, true: np.ndarray) -> dict[str, bool]:
     return {"empty": empty, "lung_missing": missing}
 
 
-def leak_flags(predicted: np.ndarray, scan: Scan) -> dict[str, float | bool]:
+def leak_flags(predicted: np.ndarray, tissue: np.ndarray) -> dict[str, float | bool]:
     """Whether a mask leaks out of the patient.
 
     Args:
-        predicted: lung mask, shape of the scan, or of its only slice.
-        scan: the scan that was segmented.
+        predicted: lung mask, shape (slices, height, width).
+        tissue: bool, same shape, voxels of the scan that are not air or lung.
 
     Returns:
         ``outside_body_share``: share of the mask outside `lib.data.masks.body_mask`, 0 where the
         mask is empty. ``leak``: whether that is more than 2 %.
-
-    Raises:
-        ValueError: if the mask does not fit the scan.
     """
-    lungs = both_lungs(predicted if predicted.ndim == 3 else predicted[None])
-    if lungs.shape != scan.voxels.shape:
-        raise ValueError(f"mask {lungs.shape} does not fit the scan {scan.voxels.shape}")
-    body = body_mask(scan.voxels > tissue_threshold(scan.voxels))
-    share = float(np.count_nonzero(lungs & ~body) / max(1, np.count_nonzero(lungs)))
+    lungs = both_lungs(predicted)
+    outside = np.count_nonzero(lungs & ~body_mask(tissue))
+    share = float(outside / max(1, np.count_nonzero(lungs)))
     return {"outside_body_share": share, "leak": share > LEAK_SHARE}
 
 
-def score_stored(files: tuple[Path, Path, Path], path: Path) -> dict:
+def score_stored(files: tuple[Path, ...], path: Path) -> dict:
     """Score a stored mask and write its scores as a table of one row; the work of ``map_scans``.
 
     Args:
-        files: predicted mask, true mask and scan, all stored.
+        files: predicted mask, true mask and scan, and the lesion mask where there is one; all
+            stored.
         path: the CSV file to write.
 
     Returns:
         An empty record: scores may be nan, which a record cannot hold.
     """
-    predicted, true, volume = (open_volume(file) for file in files)
+    predicted, true, volume, *lesions = (open_volume(file) for file in files)
     scores = score_masks(
-        predicted.load(), true.load(), spacing_mm=volume.spacing_mm, scan=volume.scan()
+        predicted.load(),
+        true.load(),
+        spacing_mm=volume.spacing_mm,
+        scan=volume.scan(),
+        lesions=lesions[0].load() if lesions else None,
     )
     save_csv(pd.DataFrame([scores]), path)
     return {}

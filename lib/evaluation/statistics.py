@@ -149,6 +149,49 @@ def mcnemar_exact(first_correct: Sequence[bool], second_correct: Sequence[bool])
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
+def signed_rank_test(differences: Sequence[float], groups: Sequence[object]) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test that paired differences centre on 0.
+
+    Scans of one patient are not independent, so the test sees one mean difference per patient.
+
+    Args:
+        differences: of two systems on the same scans, shape (scans,); nan and infinity count as
+            not measured.
+        groups: patient of each scan.
+
+    Returns:
+        The p-value, exact for up to 50 patients whose differences are neither 0 nor tied; 1 where
+        the systems never differ; nan where nothing was measured.
+    """
+    measured = pd.Series(np.asarray(differences, np.float64)).replace([np.inf, -np.inf], np.nan)
+    means = measured.groupby(np.asarray(groups)).mean().dropna()
+    if means.empty:
+        return float("nan")
+    return float(stats.wilcoxon(means).pvalue) if means.any() else 1.0
+
+
+def holm_adjusted(p_values: Sequence[float]) -> np.ndarray:
+    """P-values adjusted for multiple comparisons by Holm's step-down procedure.
+
+    Rejecting where the adjusted value is at most alpha keeps the probability of any wrong rejection
+    below alpha, whatever the tests have to do with each other.
+
+    Args:
+        p_values: of all comparisons of one family; nan for a comparison that could not be made,
+            which does not count as one.
+
+    Returns:
+        Same order and shape (comparisons,); nan stays nan.
+    """
+    p_values = np.asarray(p_values, np.float64)
+    made = np.flatnonzero(~np.isnan(p_values))
+    order = made[np.argsort(p_values[made], kind="stable")]
+    remaining = np.arange(len(order), 0, -1)  # comparisons not yet rejected, this one included
+    adjusted = np.full(p_values.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(remaining * p_values[order]), 1.0)
+    return adjusted
+
+
 def resampled_weights(codes: np.ndarray, repetitions: int, seed: int) -> Iterator[np.ndarray]:
     """How often each row is drawn, block by block of resamples.
 

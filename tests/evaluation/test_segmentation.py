@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
 from lib.data.store import save_volume
+from lib.evaluation import lung_errors
 from lib.evaluation.segmentation import (
     overlap,
     read_scores,
@@ -97,7 +98,7 @@ def test_surface_distances_are_bounded_symmetric_and_zero_for_equal_masks(masks)
 def test_single_slice_is_compared_in_its_plane():
     predicted, true = blobs(1, (1, 24, 20)), blobs(2, (1, 24, 20))
     volume = score_masks(predicted, true, spacing_mm=(5, 0.7, 0.7))
-    assert volume == score_masks(predicted[0], true[0], spacing_mm=(0.7, 0.7))
+    np.testing.assert_equal(volume, score_masks(predicted[0], true[0], spacing_mm=(0.7, 0.7)))
     filled = np.ones((1, 9, 9), bool)
     moved = np.pad(filled[0], ((0, 0), (3, 0)))[None], np.pad(filled[0], ((0, 0), (0, 3)))[None]
     assert surface_agreement(*moved, np.ones(3))[1] > 0
@@ -112,6 +113,24 @@ def test_known_shift_in_millimetres():
     assert 0 < scores["assd_left"] < 3
     assert score_masks(np.roll(true, 2, axis=2), true)["hd95_both"] == 2.0
     assert not scores["empty"] and not scores["lung_missing"] and "leak" not in scores
+
+
+def test_errors_are_those_of_the_whole_picture_and_counted_in_the_unit_of_the_distances():
+    true, lesions = blobs(3), blobs(4)
+    predicted = np.maximum(true, np.roll(true, 1, axis=1))
+    predicted[:, ::3] = 0
+    voxels = np.where(blobs(5) > 0, 0, -800).astype(np.int16)
+    scores = score_masks(
+        predicted, true, spacing_mm=(8, 0.5, 0.5), scan=Scan(voxels), lesions=lesions
+    )
+    expected = lung_errors.rim_error(predicted, true, pixel=0.5)
+    expected |= lung_errors.slice_failures(predicted, true)
+    expected |= lung_errors.neighbour_dice(predicted, true)
+    expected |= lung_errors.lesions_kept(predicted, lesions)
+    expected["mediastinum_leakage"] = lung_errors.mediastinum_leakage(predicted, true, voxels == 0)
+    np.testing.assert_equal({name: scores[name] for name in expected}, expected)
+    assert 0 < scores["mediastinum_leakage"] < 1 and scores["rim_distance"] > 0
+    assert "lesions_kept" not in score_masks(predicted, true)
 
 
 def test_lungs_swapped_is_right_only_for_both():
@@ -175,6 +194,7 @@ def test_leak(lungs, leak, dtype):
         (LUNGS, LUNGS, {"spacing_mm": (1, 1)}, "3 positive spacings"),
         (LUNGS, LUNGS, {"spacing_mm": (1, 1, 0)}, "3 positive spacings"),
         (LUNGS, LUNGS, {"scan": Scan(np.zeros((1, 4, 4), np.uint8))}, "does not fit the scan"),
+        (LUNGS, LUNGS, {"lesions": LUNGS[0]}, "does not fit the lesions"),
     ],
 )
 def test_wrong_input(predicted, true, options, message):
@@ -202,8 +222,19 @@ def test_stored_masks_are_scored_with_the_spacing_of_the_scan(stored, tmp_path, 
     files, scan = stored(predicted, true, spacing_mm=spacing)
     assert score_stored(files, tmp_path / "0001.csv") == {}
     (scores,) = pd.read_csv(tmp_path / "0001.csv").to_dict("records")
-    assert scores == score_masks(predicted, true, spacing_mm=spacing, scan=scan)
+    np.testing.assert_equal(scores, score_masks(predicted, true, spacing_mm=spacing, scan=scan))
     assert scores["distance_unit"] == ("mm" if spacing else "pixels")
+
+
+def test_stored_lesions_are_used_where_there_are_any(stored, tmp_path):
+    lungs = blobs(1)
+    files, _ = stored(lungs, lungs)
+    lesions = np.where(lungs == LEFT_LUNG, 2, 0).astype(np.uint8)
+    save_volume(tmp_path / "lesions.b2nd", lesions)
+    score_stored((*files, tmp_path / "lesions.b2nd"), tmp_path / "0001.csv")
+    (scores,) = pd.read_csv(tmp_path / "0001.csv").to_dict("records")
+    assert scores["lesions_kept"] == scores["consolidation_kept"] == 1
+    assert np.isnan(scores["ground_glass_kept"])
 
 
 def test_undefined_distances_are_empty_cells(stored, tmp_path):

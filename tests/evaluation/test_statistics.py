@@ -3,6 +3,7 @@
 References: scikit-learn with sample weights, and resampling spelled out row by row.
 """
 
+import itertools
 import time
 from functools import partial
 
@@ -19,9 +20,11 @@ from lib.evaluation.statistics import (
     bootstrap_difference,
     bootstrap_interval,
     classification_statistic,
+    holm_adjusted,
     mcnemar_exact,
     mean_statistic,
     resampled_weights,
+    signed_rank_test,
     weighted_roc_auc,
 )
 
@@ -245,3 +248,42 @@ def test_mcnemar_counts_coins(only_first, only_second, expected):
 def test_mcnemar_needs_the_same_scans():
     with pytest.raises(ValueError, match="cover 2 and 3 scans"):
         mcnemar_exact([True] * 2, [True] * 3)
+
+
+def test_signed_ranks_by_flipping_every_sign():
+    differences = np.array([0.5, -0.1, 0.9, 0.3, 0.7, -0.2])
+    ranks = np.abs(differences).argsort().argsort() + 1
+    flips = np.array(list(itertools.product((0, 1), repeat=6)))
+    sums = flips @ ranks
+    seen = ranks[differences > 0].sum()
+    middle = ranks.sum() / 2
+    expected = np.mean(np.abs(sums - middle) >= abs(seen - middle))
+    assert signed_rank_test(differences, list("abcdef")) == pytest.approx(expected)
+    halves = np.concatenate([differences - 0.05, differences + 0.05, [np.nan, np.inf]])
+    assert signed_rank_test(halves, list("abcdefabcdefag")) == pytest.approx(expected)
+
+
+def test_signed_ranks_of_systems_that_never_differ_or_were_not_measured():
+    assert signed_rank_test([0.0, 0.0], ["a", "b"]) == 1
+    assert signed_rank_test([0.3], ["a"]) == 1
+    assert np.isnan(signed_rank_test([np.nan], ["a"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6))
+def test_holm_is_the_smallest_level_at_which_stepping_down_rejects(twentieths):
+    p_values = np.array(twentieths) / 100
+    order, count = np.argsort(p_values, kind="stable"), len(p_values)
+    expected = np.full(count, 1.0)
+    for level in np.arange(0, 121)[::-1] / 100:  # all products of p-values and counts, and more
+        for step, number in enumerate(order):
+            if p_values[number] * (count - step) > level + 1e-9:
+                break
+            expected[number] = min(level, 1.0)
+    np.testing.assert_allclose(holm_adjusted(p_values), expected, atol=1e-9)
+
+
+def test_holm_counts_the_comparisons_that_were_made():
+    adjusted = holm_adjusted([0.04, np.nan, 0.01])
+    np.testing.assert_allclose(adjusted, [0.04, np.nan, 0.02])
+    assert holm_adjusted([]).shape == (0,)
