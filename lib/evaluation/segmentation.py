@@ -175,8 +175,11 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 def _distances(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance from each voxel of one surface to the nearest voxel of another, shape (n,)."""
     # Asked of a tree of the surface, not of a distance transform of the volume: 3 to 5 times faster
-    # for lungs, with the same result.
-    return cKDTree(np.argwhere(to) * spacing).query(np.argwhere(of) * spacing)[0]
+    # for lungs, with the same result. Most voxels lie on both surfaces and need not ask.
+    distances, apart = np.zeros(np.count_nonzero(of)), ~to[of]
+    tree = cKDTree(np.argwhere(to) * spacing, balanced_tree=False, compact_nodes=False)
+    distances[apart] = tree.query(np.argwhere(of & ~to) * spacing)[0]
+    return distances
 
 
 def failure_flags(predicted: np.ndarray, true: np.ndarray) -> dict[str, bool]:

@@ -43,8 +43,9 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """What was measured after each epoch of training.
 
     Args:
-        histories: for each system a table with the column ``epoch`` and columns
-            ``train_<quantity>`` and ``validation_<quantity>``.
+        histories: for each system a table with columns ``train_<quantity>`` and
+            ``validation_<quantity>``, and its rows' ``epoch`` (else they count from 1). Other
+            columns are not drawn.
 
     Returns:
         One panel per quantity; validation drawn full, training faint.
@@ -69,7 +70,8 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
                 if part + quantity in history:
                     values = history[part + quantity]
                     marker = "o" if len(values) == 1 else None
-                    axis.plot(history["epoch"], values, alpha=opacity, marker=marker, **line)
+                    epochs = history.get("epoch", np.arange(1, len(history) + 1))
+                    axis.plot(epochs, values, alpha=opacity, marker=marker, **line)
         axis.set(xlabel="Epoch", ylabel=heading(quantity))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lines = [

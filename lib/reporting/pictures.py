@@ -97,9 +97,9 @@ def example_slices(cases: Sequence[ExampleSlice], *, columns: int = 4) -> Figure
     figure, axes = grid(len(cases), columns, cell=(PICTURE_INCHES, PICTURE_INCHES + 0.3))
     drawn = set()
     for axis, case in zip(axes, cases, strict=True):
-        drawn |= _draw_slice(axis, case)
+        drawn |= draw_slice(axis, case)
         axis.set_title(wrapped(case.title, PICTURE_INCHES))
-    _outline_legend(figure, drawn)
+    outline_legend(figure, drawn)
     return figure
 
 
@@ -140,14 +140,14 @@ def scan_overview(
     drawn = set()
     for axis, index in zip(axes, shown, strict=True):
         parts = (None if mask is None else mask[index] for mask in (lungs, lesions))
-        drawn |= _draw_slice(axis, ExampleSlice("", scan.voxels[index], *parts))
+        drawn |= draw_slice(axis, ExampleSlice("", scan.voxels[index], *parts))
         axis.annotate(
             str(index), (0.04, 0.96), xycoords="axes fraction", va="top", color="white",
             bbox={"facecolor": "black", "linewidth": 0, "pad": 1},
         )  # fmt: skip
     if title:
         figure.suptitle(wrapped(title, OVERVIEW_INCHES * len(shown[:columns])))
-    _outline_legend(figure, drawn)
+    outline_legend(figure, drawn)
     return figure
 
 
@@ -249,17 +249,23 @@ def grid(count: int, columns: int, *, cell: tuple[float, float]) -> tuple[Figure
     if count < 1:
         raise ValueError("a figure needs something to show")
     rows = math.ceil(count / columns)
-    # Made by pyplot, which teaches a notebook to show figures; closed at once, so that it shows
-    # this one only where asked. A closed figure can still be drawn on and saved.
-    figure = plt.figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
-    plt.close(figure)
+    figure = new_figure((cell[0] * columns, cell[1] * rows))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.remove()
     return figure, list(axes[:count])
 
 
-def _draw_slice(axis: Axes, case: ExampleSlice) -> set[tuple[str, str]]:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of a size in inches, closed for pyplot."""
+    # Made by pyplot, which teaches a notebook to show figures; closed at once, so that it shows
+    # this one only where asked. A closed figure can still be drawn on and saved.
+    figure = plt.figure(figsize=size, layout="constrained")
+    plt.close(figure)
+    return figure
+
+
+def draw_slice(axis: Axes, case: ExampleSlice) -> set[tuple[str, str]]:
     """Draw a slice with its outlines; returns the names and colours of those drawn."""
     axis.imshow(to_grey(case.voxels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_axis_off()
@@ -271,12 +277,12 @@ def _draw_slice(axis: Axes, case: ExampleSlice) -> set[tuple[str, str]]:
             raise ValueError(f"the mask has shape {mask.shape}, the slice {case.voxels.shape}")
         for value, (name, colour) in outlines.items():
             if (mask == value).any():
-                _draw_outline(axis, mask == value, colour)
+                draw_outline(axis, mask == value, colour)
                 drawn.add((name, colour))
     return drawn
 
 
-def _draw_outline(axis: Axes, region: np.ndarray, colour: str) -> None:
+def draw_outline(axis: Axes, region: np.ndarray, colour: str) -> None:
     """Outline of a region, closed also where it touches the border of the picture."""
     padded = np.pad(region, 1)
     height, width = region.shape
@@ -285,7 +291,7 @@ def _draw_outline(axis: Axes, region: np.ndarray, colour: str) -> None:
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _outline_legend(figure: Figure, drawn: set[tuple[str, str]]) -> None:
+def outline_legend(figure: Figure, drawn: set[tuple[str, str]]) -> None:
     """One legend below all pictures, in the order of the masks' values."""
     known = [*LUNG_OUTLINES.values(), *LESION_OUTLINES.values()]
     handles = [Line2D([], [], color=colour, label=name) for name, colour in known

@@ -20,14 +20,20 @@ from lib.evaluation.classification import DEFAULT_THRESHOLD, validate_prediction
 from lib.evaluation.statistics import (
     REPETITIONS,
     Statistic,
+    bootstrap_difference,
     bootstrap_interval,
     classification_statistic,
+    holm_adjusted,
     mean_statistic,
+    signed_rank_test,
 )
 
 NOT_RUN = "not run"
 UNDEFINED = "–"
 LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
+LATEX_WIDEST_TABLE = 100  # characters; wider tables are shrunk to the width of the text
+SMALLEST_P_VALUE = 0.001  # smaller ones are printed as below it
+P_VALUES = ("p_value", "p_holm")
 LOW, HIGH, PUBLISHED = "_low", "_high", "_published"
 DECIMALS = 2
 PUBLISHED_DECIMALS = 4  # as printed: percent with two decimals
@@ -44,6 +50,29 @@ PART_METRICS = {
 }
 DISTANCES = ("hd95", "assd")
 FAILURES = ("empty", "lung_missing", "leak")
+SCORE_KEYS = ("data_set", "method", "scan_id", "patient_id", "split", "label")
+REFERENCE_METHOD = "sam2clip2sam"  # the others are compared with it
+# What SAM2CLIP2SAM claims (sections 1 and 4.3), see lib.evaluation.lung_errors.
+CLAIM_METRICS = (
+    "dice_both",
+    "mediastinum_leakage",
+    "rim_error",
+    "lesions_kept",
+    "ground_glass_kept",
+    "consolidation_kept",
+    "slices_missed_share",
+    "slices_invented_share",
+    "neighbour_dice_gap",
+)
+CLASS_METRICS = ("dice_both", "mediastinum_leakage", "rim_error", "lesions_kept")
+# The rim error by its size, since two methods that err to different sides are not compared by sign.
+PAIRED_METRICS = (
+    "dice_both",
+    "mediastinum_leakage",
+    "rim_distance",
+    "lesions_kept",
+    "slices_missed_share",
+)
 
 HEADINGS = {
     "n": "n",
@@ -54,6 +83,16 @@ HEADINGS = {
     "iou": "IoU",
     "hd95": "HD95",
     "assd": "ASSD",
+    "dice_both": "Dice",
+    "rim_distance": "Rim error, size",
+    "lesions_kept": "Infected lung kept",
+    "ground_glass_kept": "Ground glass kept",
+    "slices_missed_share": "Slices missed",
+    "slices_invented_share": "Slices invented",
+    "neighbour_dice_gap": "Neighbour Dice, gap",
+    "distance_unit": "Distances in",
+    "p_value": "p",
+    "p_holm": "p, Holm",
 }
 
 _LATEX_ESCAPES = str.maketrans(
@@ -126,6 +165,22 @@ def _data_row(data_set: str, split: str, scans: pd.DataFrame, quarantined: int) 
     }
 
 
+def read_score_tables(paths: Iterable[Path]) -> pd.DataFrame:
+    """Scores of several data sets and methods in one table.
+
+    Args:
+        paths: files ``scores.csv`` of the stage that scores segmentations, in the order that the
+            tables shall have; missing ones are skipped. A data set without true masks has no rows.
+
+    Returns:
+        Rows of :func:`segmentation_table`; no row where nothing was scored.
+    """
+    text = dict.fromkeys(SCORE_KEYS, str)
+    tables = [pd.read_csv(path, dtype=text) for path in paths if path.exists()]
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=SCORE_KEYS)
+
+
 def segmentation_table(
     scores: pd.DataFrame,
     *,
@@ -153,8 +208,8 @@ def segmentation_table(
         exist: a method that often fails is judged on its successes there), and for both lungs the
         rates of failure.
     """
-    used = scores if split is None else scores[scores["split"] == split]
-    runs = {run: rows for run, rows in used.groupby(["data_set", "method"], sort=True)}
+    used = _of_split(scores, split)
+    runs = dict(list(used.groupby(["data_set", "method"], sort=False)))
     order = dict.fromkeys([*expected, *runs])
     rows = [
         {"data_set": run[0], "method": run[1], "part": part}
@@ -162,7 +217,7 @@ def segmentation_table(
         for run in order
         for part in LUNG_PARTS
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["data_set", "method", "part", "n"])
 
 
 def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -> dict:
@@ -174,12 +229,7 @@ def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -
     available = scores[[name for name in names if name in scores.columns]].rename(columns=names)
     measured = list(available.columns)
     distances = [name for name in measured if name in DISTANCES]
-    counts = {
-        "n": len(scores),
-        "patients": scores["patient_id"].nunique(),
-        "distance_unit": "; ".join(
-            sorted(scores.get("distance_unit", pd.Series(dtype=str)).unique())
-        ),
+    counts = _counts(scores) | {
         "distances_n": int(np.isfinite(available[distances].astype(float)).all(axis=1).sum())
         if distances
         else 0,
@@ -187,6 +237,153 @@ def _part_row(scores: pd.DataFrame, part: str, *, seed: int, repetitions: int) -
     statistic = partial(mean_statistic, columns=measured)
     frame = available.assign(patient_id=scores["patient_id"])
     return counts | _interval_cells(frame, statistic, columns, seed=seed, repetitions=repetitions)
+
+
+def _of_split(scores: pd.DataFrame, split: str | None) -> pd.DataFrame:
+    """The rows of one part, or all."""
+    return scores if split is None else scores[scores["split"] == split]
+
+
+def _counts(scores: pd.DataFrame) -> dict[str, int | str]:
+    """How many scans and patients were measured, and what their distances are counted in."""
+    units = scores.get("distance_unit", pd.Series(dtype=str)).dropna().unique()
+    return {
+        "n": len(scores),
+        "patients": scores["patient_id"].nunique(),
+        "distance_unit": "; ".join(sorted(units)),
+    }
+
+
+def segmentation_claim_table(
+    scores: pd.DataFrame, *, seed: int, split: str | None = TEST, repetitions: int = REPETITIONS
+) -> pd.DataFrame:
+    """What SAM2CLIP2SAM claims in words and pictures, measured for each method.
+
+    Args:
+        scores: one row per data set, method and scan, as in :func:`segmentation_table`, with the
+            columns ``CLAIM_METRICS``; absent ones give empty cells.
+        seed: of the bootstrap.
+        split: rows to use; all without it.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set and method, in the order of the scores, with ``n``, ``patients``, the
+        unit of the rim error, and the means with their 95 % intervals over patients. A scan where
+        a metric is not defined (lesions kept without lesions) does not count for it.
+    """
+    return _grouped_means(
+        _of_split(scores, split),
+        ["data_set", "method"],
+        CLAIM_METRICS,
+        seed=seed,
+        repetitions=repetitions,
+    )
+
+
+def segmentation_by_class_table(
+    scores: pd.DataFrame, *, seed: int, split: str | None = TEST, repetitions: int = REPETITIONS
+) -> pd.DataFrame:
+    """The same for the scans of each label: does a method fail where the lung is ill?
+
+    Args:
+        scores: as in :func:`segmentation_claim_table`, with ``label``; scans without a label count
+            as unlabelled.
+        seed: of the bootstrap.
+        split: rows to use; all without it.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set, label and method with the columns ``CLASS_METRICS``.
+    """
+    used = _of_split(scores, split)
+    used = used.assign(label=used["label"].fillna(UNLABELLED))
+    used = used.sort_values("label", kind="stable")
+    keys = ["data_set", "label", "method"]
+    return _grouped_means(used, keys, CLASS_METRICS, seed=seed, repetitions=repetitions)
+
+
+def _grouped_means(
+    scores: pd.DataFrame,
+    keys: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    seed: int,
+    repetitions: int,
+) -> pd.DataFrame:
+    """Means with intervals of each group of rows, groups in order of appearance."""
+    rows = []
+    for group, part in scores.groupby(list(keys), sort=False):
+        statistic = partial(mean_statistic, columns=[name for name in metrics if name in part])
+        cells = _interval_cells(part, statistic, metrics, seed=seed, repetitions=repetitions)
+        rows.append(dict(zip(keys, group, strict=True)) | _counts(part) | cells)
+    bounds = [name + suffix for name in metrics for suffix in ("", LOW, HIGH)]
+    return pd.DataFrame(rows, columns=[*keys, "n", "patients", "distance_unit", *bounds])
+
+
+def segmentation_paired_table(
+    scores: pd.DataFrame, *, seed: int, split: str | None = TEST, repetitions: int = REPETITIONS
+) -> pd.DataFrame:
+    """Differences between methods on the same scans, and whether they could be chance.
+
+    Every method is compared with ``REFERENCE_METHOD``, or where a data set lacks it with the first
+    one. Holm's correction takes all comparisons of a data set, over methods and metrics, together.
+
+    Args:
+        scores: as in :func:`segmentation_claim_table`, with the columns ``PAIRED_METRICS``.
+        seed: of the bootstrap.
+        split: rows to use; all without it.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set, metric and method: on how many scans and patients both have the
+        metric; ``difference`` of the means, method less reference, with its paired 95 % interval
+        over patients; ``p_value`` of Wilcoxon's signed-rank test on the means per patient,
+        ``p_holm`` after correction, and over how many ``comparisons``.
+    """
+    tables = [_paired_columns(pd.DataFrame())]
+    for data_set, part in _of_split(scores, split).groupby("data_set", sort=False):
+        methods = dict(list(part.groupby("method", sort=False)))
+        reference = REFERENCE_METHOD if REFERENCE_METHOD in methods else next(iter(methods))
+        rows = [
+            {"data_set": data_set, "metric": heading(metric), "method": method}
+            | {"reference": reference}
+            | _paired_row(rows, methods[reference], metric, seed=seed, repetitions=repetitions)
+            for metric in PAIRED_METRICS
+            for method, rows in methods.items()
+            if method != reference and metric in part
+        ]
+        table = _paired_columns(pd.DataFrame(rows))
+        table["p_holm"] = holm_adjusted(table["p_value"])
+        tables.append(table.assign(comparisons=int(table["p_value"].notna().sum())))
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled or tables, ignore_index=True)
+
+
+def _paired_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the paired table in their order; those that are missing are empty."""
+    names = ["data_set", "metric", "method", "reference", "n", "patients", "difference"]
+    names += ["difference" + LOW, "difference" + HIGH, *P_VALUES, "comparisons"]
+    return table.reindex(columns=names)
+
+
+def _paired_row(
+    ours: pd.DataFrame, theirs: pd.DataFrame, metric: str, *, seed: int, repetitions: int
+) -> dict[str, float]:
+    """One method against the reference on one metric, on the scans where both have it."""
+    keys = ["scan_id", "patient_id"]
+    pairs = ours[[*keys, metric]].merge(theirs[[*keys, metric]], on=keys, suffixes=("", "_theirs"))
+    finite = np.isfinite(pairs[[metric, metric + "_theirs"]].to_numpy(np.float64)).all(axis=1)
+    pairs = pairs[finite]
+    first = pairs[keys].assign(difference=pairs[metric].astype(np.float64))
+    second = pairs[keys].assign(difference=pairs[metric + "_theirs"].astype(np.float64))
+    cells = dict.fromkeys(("difference", "difference" + LOW, "difference" + HIGH), np.nan)
+    if len(pairs):
+        mean = partial(mean_statistic, columns=["difference"])
+        interval = bootstrap_difference(first, second, mean, seed=seed, repetitions=repetitions)
+        cells = dict(zip(cells, interval.loc["difference", ["value", "low", "high"]], strict=True))
+    gaps = first["difference"] - second["difference"]
+    test = {"p_value": signed_rank_test(gaps, pairs["patient_id"])}
+    return {"n": len(pairs), "patients": pairs["patient_id"].nunique()} | cells | test
 
 
 def classification_table(
@@ -336,7 +533,7 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
     cells = {}
     for name in shown:
         digits = PUBLISHED_DECIMALS if name.endswith(PUBLISHED) else decimals
-        text = [_number(value, digits) for value in table[name]]
+        text = [_p_value(v) if name in P_VALUES else _number(v, digits) for v in table[name]]
         if name + LOW in table:
             bounds_of = zip(text, table[name + LOW], table[name + HIGH], strict=True)
             text = [_with_interval(*cell, decimals=decimals) for cell in bounds_of]
@@ -360,6 +557,11 @@ def _number(value: object, decimals: int) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.{decimals}f}"
     return str(value)
+
+
+def _p_value(value: float) -> str:
+    """A p-value as text; very small ones as a bound."""
+    return f"< {SMALLEST_P_VALUE}" if value < SMALLEST_P_VALUE else _number(value, 3)
 
 
 def _with_interval(text: str, low: float, high: float, *, decimals: int) -> str:
@@ -418,10 +620,10 @@ def _escape_pipes(cell: str) -> str:
 
 
 def _latex(text: pd.DataFrame, caption: str, name: str) -> str:
-    """A booktabs table; it needs the LaTeX package booktabs."""
-    widest = text.map(len).max()
+    """A booktabs table; it needs the LaTeX packages booktabs and, where wide, graphicx."""
+    widest = [max([len(name), *map(len, text[name])]) for name in text]
     columns = ("p{4cm}" if width > LATEX_WIDEST_CELL else "l" for width in widest)
-    return text.to_latex(
+    source = text.to_latex(
         index=False,
         escape=True,
         caption=caption.translate(_LATEX_ESCAPES),
@@ -429,3 +631,7 @@ def _latex(text: pd.DataFrame, caption: str, name: str) -> str:
         position="htbp",
         column_format="".join(columns),
     )
+    if sum(widest) <= LATEX_WIDEST_TABLE:
+        return source
+    shrunk = source.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
+    return shrunk.replace(r"\end{tabular}", r"\end{tabular}}")

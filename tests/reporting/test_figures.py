@@ -48,6 +48,21 @@ def test_learning_curves_have_a_panel_per_quantity():
     assert legend_texts(figure) == ["RACNet", "MDAP", "training (faint)"]
 
 
+def test_learning_curves_of_systems_that_measure_other_quantities():
+    figure = learning_curves(
+        {
+            "U-Net": pd.DataFrame({"epoch": [1, 2], "validation_dice": [0.5, 0.9], "rate": [1, 1]}),
+            "SAM": pd.DataFrame({"train_loss": [0.4, 0.3, 0.2]}),
+            "CLIP": pd.DataFrame({"step": [1], "accuracy": [0.5]}),
+        }
+    )
+    assert {axis.get_ylabel() for axis in figure.axes} == {"Dice", "Loss"}
+    (loss,) = next(axis for axis in figure.axes if axis.get_ylabel() == "Loss").lines
+    assert loss.get_xdata().tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="something to show"):
+        learning_curves({"CLIP": pd.DataFrame({"step": [1]})})
+
+
 @pytest.mark.parametrize("names", [["RACNet"], LONG_NAMES], ids=["one", "eight long"])
 def test_roc_curves_tell_systems_apart_and_name_their_areas(names):
     figure = roc_curves(

@@ -5,15 +5,22 @@ import pandas as pd
 import pytest
 
 from lib.evaluation.classification import classification_scores, probability_matrix
+from lib.evaluation.statistics import holm_adjusted
 from lib.reporting.published import published_values
 from lib.reporting.tables import (
+    CLAIM_METRICS,
     LUNG_PARTS,
+    PAIRED_METRICS,
     PART_METRICS,
     SystemRun,
     classification_table,
     data_table,
     heading,
     printable,
+    read_score_tables,
+    segmentation_by_class_table,
+    segmentation_claim_table,
+    segmentation_paired_table,
     segmentation_table,
     write_table,
 )
@@ -136,6 +143,124 @@ def test_segmentation_table_keeps_methods_that_were_not_run():
     assert text.at[5, "Leak rate"] == "–"  # measured, but not this
 
 
+def make_claim_scores(methods=("unet", "sam2clip2sam"), rows=12, data_set="phantom"):
+    """Scores of several methods, the later the better, on the same scans."""
+    generator = np.random.default_rng(2)
+    tables = []
+    for number, method in enumerate(methods):
+        measured = {
+            name: generator.uniform(0.4, 0.6, rows) + number / 4
+            for name in dict.fromkeys([*CLAIM_METRICS, *PAIRED_METRICS])
+        }
+        table = make_scores(method, rows).assign(data_set=data_set, distance_unit="mm", **measured)
+        tables.append(table.assign(label=np.where(np.arange(rows) % 4 < 2, "covid", "normal")))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_claim_table_has_a_row_per_method_in_the_order_of_the_scores():
+    scores = make_claim_scores()
+    scores.loc[3, "lesions_kept"] = np.nan
+    table = segmentation_claim_table(scores, seed=0, repetitions=50)
+    assert table["method"].tolist() == ["unet", "sam2clip2sam"]
+    unet = scores[(scores["method"] == "unet") & (scores["split"] == "test")]
+    row = table.iloc[0]
+    assert (row["n"], row["patients"], row["distance_unit"]) == (10, 5, "mm")
+    for name in CLAIM_METRICS:
+        assert row[name] == pytest.approx(unet[name].mean())
+        assert row[name + "_low"] < row[name] < row[name + "_high"]
+
+
+def test_class_table_tells_labels_apart_and_keeps_scans_without_one():
+    scores = make_claim_scores()
+    scores.loc[scores["label"] == "normal", "label"] = None
+    table = segmentation_by_class_table(scores, seed=0, repetitions=10)
+    assert table[["label", "method"]].values.tolist() == [
+        ["covid", "unet"],
+        ["covid", "sam2clip2sam"],
+        ["unlabelled", "unet"],
+        ["unlabelled", "sam2clip2sam"],
+    ]
+    tested = scores[(scores["split"] == "test") & (scores["method"] == "unet")]
+    expected = tested.loc[tested["label"] == "covid", "rim_error"].mean()
+    assert table.at[0, "rim_error"] == pytest.approx(expected)
+    assert table["n"].tolist() == [4, 4, 6, 6]
+
+
+def test_paired_table_compares_every_method_with_sam2clip2sam_on_the_same_scans():
+    scores = make_claim_scores(("unet", "sam2clip2sam", "conventional"))
+    scores.loc[5, "dice_both"] = np.nan
+    shuffled = scores.sample(frac=1, random_state=0).sort_values("method", kind="stable")
+    table = segmentation_paired_table(scores, seed=0, repetitions=200)
+    assert table["method"].tolist() == ["unet", "conventional"] * len(PAIRED_METRICS)
+    assert set(table["reference"]) == {"sam2clip2sam"}
+    assert (table["comparisons"] == 2 * len(PAIRED_METRICS)).all()
+    tested = scores[scores["split"] == "test"].pivot(index="scan_id", columns="method")
+    gaps = (tested["dice_both"]["unet"] - tested["dice_both"]["sam2clip2sam"]).dropna()
+    row = table.iloc[0]
+    assert (row["metric"], row["n"], row["patients"]) == ("Dice", 9, 5)
+    assert row["difference"] == pytest.approx(gaps.mean())
+    assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
+    assert row["p_value"] == pytest.approx(2 / 2**5)  # five patients, all worse
+    np.testing.assert_allclose(table["p_holm"], holm_adjusted(table["p_value"]))
+    again = segmentation_paired_table(shuffled, seed=0, repetitions=200)
+    keys = ["metric", "method"]
+    pd.testing.assert_frame_equal(
+        table.sort_values(keys, ignore_index=True), again.sort_values(keys, ignore_index=True)
+    )
+
+
+def test_paired_table_takes_the_first_method_where_sam2clip2sam_was_not_run():
+    scores = make_claim_scores(("morphology", "unet"))
+    table = segmentation_paired_table(scores, seed=0, repetitions=10)
+    assert set(table["reference"]) == {"morphology"} and set(table["method"]) == {"unet"}
+    alone = segmentation_paired_table(make_claim_scores(("unet",)), seed=0, repetitions=10)
+    assert alone.empty and "p_holm" in alone
+
+
+def test_metrics_that_no_scan_has_are_empty_cells_and_no_comparison():
+    single_slices = make_claim_scores().assign(
+        lesions_kept=np.nan, ground_glass_kept=np.nan, distance_unit="pixels", label=None
+    )
+    single_slices = single_slices.drop(columns=["neighbour_dice_gap", "consolidation_kept"])
+    claim = segmentation_claim_table(single_slices, seed=0, repetitions=10)
+    text = printable(claim)
+    assert set(text["Infected lung kept"]) == set(text["Neighbour Dice, gap"]) == {"–"}
+    assert set(text["Distances in"]) == {"pixels"}
+    paired = segmentation_paired_table(single_slices, seed=0, repetitions=10)
+    kept = paired[paired["metric"] == "Infected lung kept"]
+    assert kept["n"].tolist() == [0] and kept["p_value"].isna().all()
+    assert (paired["comparisons"] == len(PAIRED_METRICS) - 1).all()
+    assert printable(paired).loc[kept.index[0], "Difference"] == "not run"
+
+
+def test_without_true_masks_the_tables_are_empty_but_written(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("scan_id,patient_id,split,label,data_set,method\n")
+    scores = read_score_tables([path, tmp_path / "missing.csv"])
+    builders = (
+        segmentation_table,
+        segmentation_claim_table,
+        segmentation_by_class_table,
+        segmentation_paired_table,
+    )
+    for number, build in enumerate(builders):
+        table = build(scores, seed=0)
+        assert table.empty
+        files = write_table(table, tmp_path, f"table{number}", "Nothing.")
+        assert files[1].read_text().startswith("**Nothing.**")
+
+
+def test_scores_are_read_in_the_order_given_and_identifiers_stay_text(tmp_path):
+    paths = [tmp_path / f"{name}.csv" for name in ("unet", "none", "bcdunet")]
+    for path in (paths[0], paths[2]):
+        make_scores(path.stem, 2).assign(scan_id="0001").to_csv(path, index=False)
+    paths[1].write_text("scan_id,patient_id,split,label,data_set,method\n")
+    scores = read_score_tables(paths)
+    assert scores["method"].tolist() == ["unet"] * 2 + ["bcdunet"] * 2
+    assert set(scores["scan_id"]) == {"0001"}
+    assert scores["leak"].dtype == bool
+
+
 def test_classification_table_puts_published_values_beside_measured_ones():
     predictions = make_predictions()
     row = make_table({RACNET: predictions}).iloc[0]
@@ -233,6 +358,21 @@ def test_printable_joins_values_and_intervals():
     assert text["Dice, published"].tolist() == ["0.9000", "–", "0.9877"]
     assert text["n"].tolist() == ["5", "5", "0"]
     assert printable(table, decimals=3).at[0, "Dice"] == "0.931 [0.875, 0.971]"
+
+
+def test_small_p_values_are_printed_as_a_bound():
+    text = printable(pd.DataFrame({"p_value": [0.0004, 0.0416, np.nan], "p_holm": [1.0, 0.5, 0.1]}))
+    assert text["p"].tolist() == ["< 0.001", "0.042", "–"]
+    assert text["p, Holm"].tolist() == ["1.000", "0.500", "0.100"]
+
+
+def test_wide_tables_shrink_to_the_width_of_the_page(tmp_path):
+    table = segmentation_claim_table(make_claim_scores(), seed=0, repetitions=10)
+    wide = write_table(table, tmp_path, "wide", "Wide.")[2].read_text()
+    assert wide.count(r"\resizebox{\textwidth}{!}{%") == wide.count(r"\end{tabular}}") == 1
+    assert wide.index("caption") < wide.index("resizebox") < wide.index("tabular")
+    narrow = write_table(table[["method", "n"]], tmp_path, "narrow", "Narrow.")[2].read_text()
+    assert "resizebox" not in narrow and r"\end{tabular}" in narrow
 
 
 def test_tables_are_written_three_times_with_the_same_bytes(tmp_path):
