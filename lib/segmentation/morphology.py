@@ -46,7 +46,7 @@ COSTAL_OPENING = 2  # working pixels; bays between ribs are thinner
 LARGEST_HOLE_SHARE = 0.004  # of the slice; larger holes need lung below them
 
 
-def _scaled(length: float, picture: np.ndarray) -> int:
+def scaled(length: float, picture: np.ndarray) -> int:
     """A length in pixels of a 512 x 512 picture, for a picture of another size."""
     return max(1, round(length * max(picture.shape[-2:]) / PUBLISHED_SIZE))
 
@@ -64,13 +64,13 @@ def body_foreground(grey: np.ndarray) -> np.ndarray:
         bool, same shape; all False for a picture of one value.
     """
     sigma = BLUR_SIGMA * max(grey.shape) / PUBLISHED_SIZE
-    radius = _scaled(BLUR_RADIUS, grey)
+    radius = scaled(BLUR_RADIUS, grey)
     blurred = np.rint(ndimage.gaussian_filter(grey.astype(np.float32), sigma, radius=radius))
     positive = blurred[blurred > 0]
     if positive.size == 0:
         return np.zeros(grey.shape, bool)
     tissue = blurred > threshold_otsu(positive.astype(np.uint8))
-    return ndimage.minimum_filter(tissue, size=_scaled(BODY_EROSION, grey), mode="nearest")
+    return ndimage.minimum_filter(tissue, size=scaled(BODY_EROSION, grey), mode="nearest")
 
 
 def body_box(foreground: np.ndarray) -> tuple[slice, slice]:
@@ -131,8 +131,8 @@ def published_lungs(grey: np.ndarray) -> np.ndarray:
     # The published flood fill from the corners is contained in clearing the border.
     air = clear_border(~body_foreground(grey))
     lungs = largest_regions(air, LUNG_REGIONS)
-    lungs = isotropic_erosion(lungs, _scaled(LUNG_EROSION, grey))
-    lungs = isotropic_closing(lungs, _scaled(LUNG_CLOSING, grey))
+    lungs = isotropic_erosion(lungs, scaled(LUNG_EROSION, grey))
+    lungs = isotropic_closing(lungs, scaled(LUNG_CLOSING, grey))
     return ndimage.binary_fill_holes(roberts(lungs) > 0)
 
 
