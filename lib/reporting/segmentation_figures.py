@@ -7,6 +7,7 @@ those of `lib.reporting.pictures`.
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from lib.data.scan import to_grey
+from lib.data.store import open_volume
 from lib.reporting.pictures import (
     LINE_COLOURS,
     STYLE,
@@ -97,6 +99,32 @@ def fullest_slice(*masks: np.ndarray) -> int:
     """
     union = np.any([mask > 0 for mask in masks], axis=0)
     return int(np.count_nonzero(union, axis=(1, 2)).argmax())
+
+
+def stored_slice(title: str, scan: Path, masks: Mapping[str, Path], truth: Path) -> SegmentedSlice:
+    """The fullest slice of a stored scan (see :func:`fullest_slice`) with its masks.
+
+    Args:
+        title: the slice's number is added to it.
+        scan: file of the scan.
+        masks: for each method the file of its mask; those that are not there are left out.
+        truth: file of the true lung mask; it need not be there.
+
+    Raises:
+        FileNotFoundError: when there is no mask at all, or no scan.
+    """
+    volumes = {name: open_volume(path) for name, path in masks.items() if path.exists()}
+    known = open_volume(truth) if truth.exists() else None
+    if known is None and not volumes:
+        raise FileNotFoundError(f"{title}: no mask of {', '.join(masks)} is stored")
+    deciding = list(volumes.values()) if known is None else [known]
+    place = fullest_slice(*(volume.load() for volume in deciding))
+    return SegmentedSlice(
+        f"{title}, slice {place}",
+        open_volume(scan)[place],
+        {name: volume[place] for name, volume in volumes.items()},
+        None if known is None else known[place],
+    )
 
 
 @matplotlib.rc_context(STYLE)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
+from lib.data.store import save_volume
 from lib.reporting.segmentation_figures import (
     CROPS_SHOWN,
     SegmentedSlice,
@@ -16,6 +17,7 @@ from lib.reporting.segmentation_figures import (
     journey_figure,
     masked_comparison,
     outline_comparison,
+    stored_slice,
 )
 from lib.reporting.tables import CLAIM_METRICS
 
@@ -78,6 +80,22 @@ def test_the_fullest_slice_is_that_of_the_union():
     assert fullest_slice(first) == 0
     assert fullest_slice(first, second) == 1
     assert fullest_slice(np.stack([EMPTY, EMPTY])) == 0
+
+
+def test_the_fullest_slice_is_read_with_the_masks_that_are_stored(tmp_path):
+    files = {name: tmp_path / f"{name}.b2nd" for name in ("scan", "truth", "unet", "absent")}
+    save_volume(files["scan"], np.stack([VOXELS, VOXELS + 100]))
+    save_volume(files["truth"], np.stack([EMPTY, LUNGS]))
+    save_volume(files["unet"], np.stack([np.ones_like(LUNGS), EMPTY]))
+    masks = {name: files[name] for name in ("unet", "absent")}
+    case = stored_slice("best: a", files["scan"], masks, files["truth"])
+    assert case.title == "best: a, slice 1"
+    assert (case.voxels == -700).all() and list(case.masks) == ["unet"]
+    assert (case.truth == LUNGS).all() and not case.masks["unet"].any()
+    case = stored_slice("best: a", files["scan"], masks, files["absent"])
+    assert case.title.endswith("slice 0") and case.truth is None
+    with pytest.raises(FileNotFoundError, match="no mask of absent is stored"):
+        stored_slice("a", files["scan"], {"absent": files["absent"]}, files["absent"])
 
 
 def test_figure_3_multiplies_the_slice_with_each_mask():

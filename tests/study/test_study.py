@@ -27,10 +27,12 @@ def study(make_study):
 
 def test_it_leaves_tables_and_figures(study):
     tables = {path.name for path in (study / "reports/tables").iterdir()}
-    names = ("data", "segmentation", "classification", "sam2clip2sam_table1", "sam2clip2sam_table2")
+    names = ["data", "segmentation", "classification", "sam2clip2sam_table1", "sam2clip2sam_table2"]
+    names += [f"segmentation_{kind}" for kind in ("claim", "by_class", "paired")]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
-    kinds = ("segmentation", "learning_curves", "roc", "confusion")
+    kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3"]
+    kinds += ["learning_curves", "roc", "confusion"]
     assert figures == {f"{kind}_phantom.{ending}" for kind in kinds for ending in ("png", "pdf")}
 
 
