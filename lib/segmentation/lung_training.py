@@ -4,6 +4,7 @@ Slices with and without lung are used alike. They are kept in memory, resized: t
 takes 0.5 MB per slice.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class LungSlices(Dataset):
         """Picture and target of one slice, uint8, each (1, size, size)."""
         pair = self.pictures[index], self.targets[index]
         return tuple(one.flip(-1) for one in pair) if self.flip and torch.rand(()) < 0.5 else pair
+
+    def digest(self) -> str:
+        """SHA-256 of all pictures and targets, to tell trainings on different data apart."""
+        digest = hashlib.sha256()
+        for values in (self.pictures, self.targets):
+            digest.update(values.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load_slices(

@@ -71,6 +71,14 @@ def test_flipping_mirrors_picture_and_target_together_and_every_other_time():
     assert torch.equal(LungSlices(pictures, pictures)[0][0], pictures[0])
 
 
+def test_the_digest_tells_slices_apart():
+    values = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    other = values.clone()
+    other[1, 0, 3, 3] = 1
+    digests = {LungSlices(*pair).digest() for pair in ((values, other), (other, values))}
+    assert len(digests | {LungSlices(values, other.clone()).digest()}) == 2
+
+
 def test_scans_without_masks_or_with_those_of_others_are_refused(prepared):
     load = partial(load_slices, prepared=prepared, network="unet", size=SIDE)
     with pytest.raises(ValueError, match="none of these scans of made has a true lung mask"):

@@ -103,7 +103,8 @@ def test_data_sets_in_parameters_are_those_of_the_adapters():
 
     assert set(PARAMETERS["data_sets"]) == set(DATA_SETS)
     for described in PARAMETERS["data_sets"].values():
-        assert set(described) == {"preset", "positive", "shares", "options"}
+        assert set(described) == {"preset", "positive", "shares", "options", "lung_models"}
+        assert described["lung_models"] in DATA_SETS
         assert set(described["positive"]) <= set(LABELS)
     assert set(PARAMETERS["study"]["classification"]) <= set(PARAMETERS["study"]["data_sets"])
 
