@@ -64,21 +64,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def in_batches(
-    run: Callable[[Sequence[Item]], Sequence[Result]],
-    items: Sequence[Item],
-    *,
-    batch_size: int,
+def run_batches(
+    run: Callable[[Sequence[Item]], Result], items: Sequence[Item], *, batch_size: int
 ) -> list[Result]:
     """Run a network over items in batches; where memory runs out, halve the batch and go on.
 
     Args:
-        run: from a batch of items to one result per item, in their order.
+        run: from a batch of items to its result.
         items: anything that can be sliced.
         batch_size: largest batch, at least 1; it bounds the memory.
 
     Returns:
-        One result per item.
+        The results of the batches, in order.
 
     Raises:
         ValueError: for a batch size below 1.
@@ -87,9 +84,11 @@ def in_batches(
     if batch_size < 1:
         raise ValueError(f"the batch size is at least 1, got {batch_size}")
     results: list[Result] = []
-    while len(results) < len(items):
+    done = 0
+    while done < len(items):
         try:
-            results += run(items[len(results) : len(results) + batch_size])
+            results.append(run(items[done : done + batch_size]))
+            done += batch_size
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -97,3 +96,20 @@ def in_batches(
             torch.cuda.empty_cache()
             warnings.warn(f"out of memory, going on in batches of {batch_size}", stacklevel=2)
     return results
+
+
+def in_batches(
+    run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, batch_size: int
+) -> list[Result]:
+    """`run_batches` for a network that gives one result per item.
+
+    Args:
+        run: from a batch of items to one result per item, in their order.
+        items: anything that can be sliced.
+        batch_size: largest batch, at least 1.
+
+    Returns:
+        One result per item.
+    """
+    batches = run_batches(run, items, batch_size=batch_size)
+    return [result for batch in batches for result in batch]

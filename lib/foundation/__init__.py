@@ -1,1 +1,1 @@
-"""Foundation models: SAM and CLIP, their checkpoints, training of the small ones, mask generation."""
+"""Foundation models: SAM and CLIP, their checkpoints, their small kin, segment everything."""
