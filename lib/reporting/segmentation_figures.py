@@ -120,7 +120,7 @@ def stored_slice(title: str, scan: Path, masks: Mapping[str, Path], truth: Path)
     deciding = list(volumes.values()) if known is None else [known]
     place = fullest_slice(*(volume.load() for volume in deciding))
     return SegmentedSlice(
-        f"{title}, slice {place}",
+        f"{title}, slice\N{NO-BREAK SPACE}{place}",  # not torn apart at the end of a line
         open_volume(scan)[place],
         {name: volume[place] for name, volume in volumes.items()},
         None if known is None else known[place],
