@@ -165,15 +165,11 @@ def pictures(scan: Scan) -> np.ndarray:
     return np.rint(shown * (255 / (HIGHEST - LOWEST))).astype(np.uint8)
 
 
-def field_of_view(scan: Scan) -> np.ndarray:
-    """The body without its outermost layer, in which the network tells lung from tissue.
+def body(scan: Scan) -> np.ndarray:
+    """The patient's body with everything in it, lungs too.
 
-    Deviations. Published is: body above -512 HU, eroded with a square of 15 x 15; together with the
-    true lungs and with its holes filled it is the field of view. At inference there are no true
-    lungs, so the field must come from the body alone, and it does here in training too. Filling the
-    holes of the eroded body instead loses whole lungs where the erosion cuts the chest wall
-    (a ninth of the lung in the Kaggle slices), so the body is filled first and eroded then, which
-    is the same where the wall holds. The square scales with the picture.
+    Deviation: published is all that lies above -512 HU, table and clothes too, with holes where
+    the lungs are; why they are filled here is said at `field_of_view`.
 
     Args:
         scan: whole scan or single slice; of 8-bit pictures Otsu's threshold parts air and tissue.
@@ -182,13 +178,37 @@ def field_of_view(scan: Scan) -> np.ndarray:
         bool, shape of the scan.
     """
     threshold = LOWEST if scan.is_hounsfield else tissue_threshold(scan.voxels)
-    body = body_mask(scan.voxels > threshold)
-    side = scaled(BODY_EROSION, body)
-    return ndimage.minimum_filter(body, size=(1, side, side), mode="nearest")
+    return body_mask(scan.voxels > threshold)
+
+
+def field_of_view(scan: Scan) -> np.ndarray:
+    """The body without its outermost layer, in which the network tells lung from tissue.
+
+    Deviation. Published is: body eroded with a square of 15 x 15, joined with the true lungs, holes
+    filled. At inference there are no true lungs, so the field must come from the body alone, and it
+    does here in training too. Filling the holes of the eroded body instead loses whole lungs where
+    the erosion cuts the chest wall (a ninth of the lung in the Kaggle slices), so the body is
+    filled first and eroded then, which is the same where the wall holds. The square scales with
+    the picture.
+
+    Args:
+        scan: whole scan or single slice.
+
+    Returns:
+        bool, shape of the scan.
+    """
+    inside = body(scan)
+    side = scaled(BODY_EROSION, inside)
+    return ndimage.minimum_filter(inside, size=(1, side, side), mode="nearest")
 
 
 def target(scan: Scan, lungs: np.ndarray) -> np.ndarray:
-    """What the network learns to predict: the tissue around the lungs, up to the field of view.
+    """What the network learns to predict: the tissue around the lungs.
+
+    Deviation: published is the tissue up to the border of the field of view. A small error there,
+    at a border that cannot be seen, leaves a rim of the field that then counts as lung, all around
+    the body and in slices without lungs too. So the tissue reaches to the skin here, and the field
+    of view, from which it is taken away, keeps a margin.
 
     Args:
         scan: whole scan or single slice.
@@ -197,7 +217,7 @@ def target(scan: Scan, lungs: np.ndarray) -> np.ndarray:
     Returns:
         bool, same shape.
     """
-    return field_of_view(scan) & ~both_lungs(lungs)
+    return body(scan) & ~both_lungs(lungs)
 
 
 def lungs(scan: Scan, probability: np.ndarray) -> np.ndarray:
