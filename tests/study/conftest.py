@@ -13,12 +13,15 @@ import yaml
 
 COPIED = ["lib", "notebooks", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"]
 TINY = {
-    "study": {"segmentations": ["none"]},  # one training instead of two
+    "study": {"segmentations": ["none"], "lung_networks": ["bcdunet"]},  # one of each to train
     "phantom": {
         "size": 64,
         "scans_per_class": {"train": 3, "validation": 2, "test": 3},
         "slices": [3, 6],
         "extra_slices": [1],
+    },
+    "train_lung_network": {
+        "bcdunet": {"small": {"size": 32, "slices_per_epoch": 32, "epochs": 3}},
     },
     "racnet": {
         "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}

@@ -56,7 +56,7 @@ def test_published_values_stand_beside_measured_ones_of_the_same_input(study):
 
 def test_executed_notebooks_hold_pictures_and_no_error(study):
     executed = sorted((study / "reports/notebooks").glob("*.ipynb"))
-    assert len(executed) == 9
+    assert len(executed) == 13
     for path in executed:
         outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
         kinds = {o["output_type"] for o in outputs}
