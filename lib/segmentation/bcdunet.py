@@ -16,7 +16,7 @@ from torch.nn import functional
 from lib.data.masks import body_mask, both_lungs, tissue_threshold
 from lib.data.scan import LUNG_WINDOW, Scan
 from lib.segmentation.morphology import scaled
-from lib.segmentation.unet import THRESHOLD, check_sides, convolution_pair, initialise
+from lib.segmentation.unet import check_sides, convolution_pair, initialise
 
 LOWEST, HIGHEST = -512, 512  # HU, black and white of the pictures
 BODY_EROSION = 15  # pixels of a 512 x 512 picture, width of the square
@@ -220,14 +220,14 @@ def target(scan: Scan, lungs: np.ndarray) -> np.ndarray:
     return body(scan) & ~both_lungs(lungs)
 
 
-def lungs(scan: Scan, probability: np.ndarray) -> np.ndarray:
+def lungs(scan: Scan, predicted: np.ndarray) -> np.ndarray:
     """Both lungs: the field of view less what the network predicts.
 
     Args:
         scan: whole scan or single slice.
-        probability: float, shape of the scan, that a pixel is tissue around the lungs.
+        predicted: bool, shape of the scan, where the network finds tissue around the lungs.
 
     Returns:
         bool, same shape.
     """
-    return field_of_view(scan) & (probability < THRESHOLD)
+    return field_of_view(scan) & ~predicted

@@ -22,6 +22,7 @@ from lib.inference import best_device, in_batches, load_weights, one_thread
 from lib.segmentation import bcdunet, unet
 
 NETWORKS = {"unet": unet, "bcdunet": bcdunet}
+THRESHOLD = 0.5  # of the probability
 SIZES = ("widths", "dropout")  # the settings that a network is built from
 
 
@@ -89,15 +90,26 @@ class NetworkSegmenter:
         """
         shown = NETWORKS[self.network].pictures(scan)
         with one_thread():
-            probability = np.stack(in_batches(self._run, shown, batch_size=self.batch_size))
-        return separate_lungs(NETWORKS[self.network].lungs(scan, probability))
+            predicted = np.stack(in_batches(self._run, shown, batch_size=self.batch_size))
+        return separate_lungs(NETWORKS[self.network].lungs(scan, predicted))
 
     @torch.inference_mode()
-    def _run(self, slices: np.ndarray) -> np.ndarray:
-        """Probabilities of a batch of slices, float32, same shape."""
+    def probability(self, slices: np.ndarray) -> Tensor:
+        """The network's output on a batch of its pictures.
+
+        Args:
+            slices: uint8, (slices, height, width).
+
+        Returns:
+            float32, same shape, 0 to 1, on the network's device.
+        """
         small = resized(as_tensor(slices).to(best_device()), (self.size, self.size))
         logits = self.model(small.contiguous(memory_format=torch.channels_last))
-        return resized(logits.sigmoid(), slices.shape[1:])[:, 0].cpu().numpy()
+        return resized(logits.sigmoid(), slices.shape[1:])[:, 0]
+
+    def _run(self, slices: np.ndarray) -> np.ndarray:
+        """Where a batch of slices shows the network's target, bool, same shape."""
+        return (self.probability(slices) >= THRESHOLD).cpu().numpy()
 
 
 @lru_cache(maxsize=4)

@@ -15,8 +15,6 @@ from torch.nn import functional
 from lib.data.masks import both_lungs
 from lib.data.scan import Scan, to_grey
 
-THRESHOLD = 0.5  # of the probability
-
 
 class UNet(nn.Module):
     """Encoder and decoder with skips, without batch normalisation.
@@ -135,14 +133,14 @@ def target(scan: Scan, lungs: np.ndarray) -> np.ndarray:
     return both_lungs(lungs)
 
 
-def lungs(scan: Scan, probability: np.ndarray) -> np.ndarray:
-    """Both lungs from the network's output.
+def lungs(scan: Scan, predicted: np.ndarray) -> np.ndarray:
+    """Both lungs: what the network predicts.
 
     Args:
         scan: not used; the other network's lungs depend on it.
-        probability: float, shape of the scan, 0 to 1.
+        predicted: bool, shape of the scan, where the network finds its target.
 
     Returns:
         bool, same shape.
     """
-    return probability >= THRESHOLD
+    return predicted

@@ -121,8 +121,8 @@ def test_lungs_are_the_field_of_view_less_the_target():
     scan, lungs = thorax(20)
     target = bcdunet.target(scan, lungs)
     assert target.any() and not target[lungs > 0].any()
-    np.testing.assert_array_equal(bcdunet.lungs(scan, target.astype(float)), lungs > 0)
-    assert not bcdunet.lungs(scan, np.ones(scan.voxels.shape)).any()
+    np.testing.assert_array_equal(bcdunet.lungs(scan, target), lungs > 0)
+    assert not bcdunet.lungs(scan, np.ones(scan.voxels.shape, bool)).any()
 
 
 @pytest.mark.parametrize("value", [AIR, WATER])
@@ -130,4 +130,4 @@ def test_a_slice_of_one_value_has_no_lungs_to_lose(value):
     scan = Scan(np.full((1, 32, 48), value, np.int16))
     nothing = np.zeros(scan.voxels.shape, np.uint8)
     target = bcdunet.target(scan, nothing)
-    assert not bcdunet.lungs(scan, target.astype(float)).any()
+    assert not bcdunet.lungs(scan, target).any()

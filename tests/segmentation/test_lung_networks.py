@@ -42,11 +42,10 @@ def test_a_mask_of_the_scans_size_whatever_its_shape(weights, shape):
 
 def test_the_batch_size_does_not_change_the_probabilities(weights):
     shown = np.random.default_rng(0).integers(0, 256, (7, 24, 20), np.uint8)
-    whole = NetworkSegmenter(weights=weights, batch_size=7)._run(shown)
+    whole = NetworkSegmenter(weights=weights, batch_size=7).probability(shown)
     one = NetworkSegmenter(weights=weights, batch_size=1)
-    np.testing.assert_allclose(
-        np.concatenate([one._run(shown[[place]]) for place in range(7)]), whole, atol=1e-6
-    )
+    singly = torch.cat([one.probability(shown[[place]]) for place in range(7)])
+    torch.testing.assert_close(singly, whole, atol=1e-6, rtol=0)
 
 
 def test_8_bit_scans_are_taken(weights):
