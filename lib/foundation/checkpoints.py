@@ -192,10 +192,8 @@ def load_checkpoint(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no table of tensors
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} holds more than tensors; it was not read: {reason}"
-        ) from error
+        # torch's own message explains how to execute the file all the same, so it is left out
+        raise CheckpointError(f"{path} holds more than tensors, or none; not read") from error
 
 
 def list_checkpoints(folder: Path, hashes: Mapping[str, str] | None = None) -> pd.DataFrame:
