@@ -33,7 +33,12 @@ from dvclive import Live
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
@@ -209,9 +214,11 @@ def schedules(
     Args:
         optimizers: what to schedule.
         kind: ``"plateau"`` lowers the rate when the validation score stands still, ``"cosine"``
-            lets it fall to zero over ``T_max`` epochs.
+            lets it fall to zero over ``T_max`` epochs, ``"one-cycle"`` lets it rise to its value
+            and fall to zero over ``total_steps`` epochs.
         higher_is_better: direction of the score, for ``"plateau"``.
-        numbers: arguments of PyTorch's scheduler (``factor``, ``patience``; ``T_max``).
+        numbers: arguments of PyTorch's scheduler (``factor``, ``patience``; ``T_max``;
+            ``total_steps``, ``pct_start``).
 
     Raises:
         ValueError: if the kind is unknown.
@@ -221,7 +228,13 @@ def schedules(
         return [ReduceLROnPlateau(optimizer, **numbers) for optimizer in optimizers]
     if kind == "cosine":
         return [CosineAnnealingLR(optimizer, **numbers) for optimizer in optimizers]
-    raise ValueError(f"a schedule is 'plateau' or 'cosine', got {kind!r}")
+    if kind == "one-cycle":
+        numbers["cycle_momentum"] = False
+        return [
+            OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], **numbers)
+            for optimizer in optimizers
+        ]
+    raise ValueError(f"a schedule is 'plateau', 'cosine' or 'one-cycle', got {kind!r}")
 
 
 def predict(

@@ -160,7 +160,9 @@ def prompts_per_chunk(shared: SharedPicture, most: int) -> int:
     """How many prompts to decode at a time: all on a GPU, what fits the cache on a CPU."""
     if shared.keys.device.type != "cpu":
         return most
-    return max(LEAST_CHUNK, min(most, CACHE_BYTES // (shared.keys.numel() * shared.keys.element_size())))
+    return max(
+        LEAST_CHUNK, min(most, CACHE_BYTES // (shared.keys.numel() * shared.keys.element_size()))
+    )
 
 
 # ------------------------------------------------------------------- first layer, shared picture

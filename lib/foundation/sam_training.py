@@ -12,12 +12,14 @@ targets are few:
 - losses are taken at the decoder's size, against the share of each of its pixels that is covered.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
@@ -25,18 +27,27 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
-from lib.data.scan import to_grey
-from lib.foundation.regions import BOTH_LUNGS, LUNG_PIECE, slice_regions
+from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, to_grey
+from lib.data.store import open_volume
+from lib.foundation.mask_generator import MaskGenerator
+from lib.foundation.regions import BONE, BOTH_LUNGS, FAT, LUNG_PIECE, SOFT_TISSUE, slice_regions
 from lib.foundation.sam import grey_to_picture
 
+# Both lungs as one, and pieces of a lung, are left out: the network shall part the lungs and keep a
+# lung together. Scraps of tissue are too many and too small for a small network.
+LEFT_OUT = (BOTH_LUNGS, LUNG_PIECE, BONE, FAT, SOFT_TISSUE)
+SMALLEST_LUNG = 0.005  # of the slice, in `found_lungs`; tips of lungs are not judged
 FOCAL_WEIGHT = 20.0
-LUNG_SHARE = 0.6  # of the prompts, where a slice shows lungs
+NO_BALANCE = (
+    -1
+)  # the usual weight of 0.25 on the mask's inside makes an unsure network's masks small
+LUNG_SHARE = 0.7  # of the prompts, where a slice shows lungs
 BOX_SHARE = 0.4  # of the prompts; the others are points
 BOX_JITTER = 0.05  # of the box's sides
-SMALLEST_SHARE = 0.004  # of the slice; the network's pixels are too large for smaller regions
+SMALLEST_SHARE = 0.003  # of the slice; the network's pixels are too large for smaller regions
 SMALLEST_REGION = 12  # pixels of the network's input, after augmentation
 LARGEST_TURN = 5.0  # degrees
 SCALES = (0.9, 1.25)
@@ -80,26 +91,37 @@ class PromptBatch(NamedTuple):
     by_box: Tensor
 
 
-def labelled_slices(voxels: np.ndarray, lungs: np.ndarray, *, side: int) -> list[LabelledSlice]:
-    """Slices of a scan as the small SAM learns from them.
+def read_slices(
+    scans: Iterable[tuple[Path, Path]], *, side: int, slices_per_scan: int
+) -> list[LabelledSlice]:
+    """Slices of stored scans as the small SAM learns from them.
 
     Args:
-        voxels: shape (slices, height, width), int16 HU or uint8.
-        lungs: lung mask of the same shape.
+        scans: each a stored scan and its stored lung mask.
         side: pixels per side of the network's input.
+        slices_per_scan: at most so many of each scan, equally spaced.
 
     Returns:
-        One per slice. Both lungs as one and pieces of a lung are left out: the network shall learn
-        to part the lungs, and to keep a lung together.
+        One per slice, with all of its regions but those of `LEFT_OUT`.
     """
-    return [_labelled(one, mask, side) for one, mask in zip(voxels, lungs, strict=True)]
+    return [_labelled(voxels, lungs, side) for voxels, lungs in _slices_of(scans, slices_per_scan)]
+
+
+def _slices_of(
+    scans: Iterable[tuple[Path, Path]], slices_per_scan: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Equally spaced slices of stored scans with their lung masks."""
+    for volume, mask in scans:
+        voxels, lungs = open_volume(volume), open_volume(mask)
+        for index in evenly_spaced(range(len(voxels)), slices_per_scan):
+            yield voxels[index], lungs[index]
 
 
 def _labelled(voxels: np.ndarray, lungs: np.ndarray, side: int) -> LabelledSlice:
     regions = [
         region
         for region in slice_regions(voxels, lungs, smallest_share=SMALLEST_SHARE)
-        if region.name not in (BOTH_LUNGS, LUNG_PIECE)
+        if region.name not in LEFT_OUT
     ]
     return LabelledSlice(
         grey=_fit(to_grey(voxels), side, Image.Resampling.BILINEAR),
@@ -258,7 +280,7 @@ def prompt_loss(sam: Sam, batch: PromptBatch) -> Tensor:
     coarse = partial(functional.adaptive_avg_pool2d, output_size=logits.shape[-2:])
     flat = logits.flatten(0, 1)  # (slices * prompts, 4, rows, columns)
     targets = coarse(batch.targets.flatten(0, 1)[:, None].float()).expand_as(flat)
-    focal = sigmoid_focal_loss(flat, targets).mean((2, 3))
+    focal = sigmoid_focal_loss(flat, targets, alpha=NO_BALANCE).mean((2, 3))
     losses = FOCAL_WEIGHT * focal + dice_loss(flat, targets)  # (slices * prompts, 4)
     of_mask = torch.where(batch.by_box.flatten(), losses[:, 0], losses[:, 1:].amin(1))
     with torch.no_grad():
@@ -300,10 +322,9 @@ def best_overlap(logits: Tensor, regions: Tensor) -> Tensor:
 
 
 def mean_overlap(sam: Sam, batches: Iterable[PromptBatch], *, fabric: Fabric) -> float:
-    """Mean IoU of the masks that the network itself would choose, as a validation score.
+    """Mean IoU of masks with the regions that were meant, as a validation score.
 
-    A box is answered by the mask for unambiguous prompts, a point by the best of three by predicted
-    quality; both are compared with the region that was meant.
+    A box is answered by the mask for unambiguous prompts, a point by the best of the three others.
 
     Args:
         sam: the network.
@@ -317,19 +338,83 @@ def mean_overlap(sam: Sam, batches: Iterable[PromptBatch], *, fabric: Fabric) ->
     for batch in batches:
         batch = fabric.to_device(batch)
         with fabric.autocast():
-            logits, quality = predict_masks(sam, batch)
+            logits, _ = predict_masks(sam, batch)
         side = batch.pictures.shape[-1]
-        flat = functional.interpolate(logits.flatten(0, 1), (side, side), mode="bilinear")
-        best = torch.where(batch.by_box.flatten(), 0, 1 + quality.flatten(0, 1)[:, 1:].argmax(1))
-        chosen = flat[torch.arange(len(flat)), best]
-        targets = batch.targets.flatten(0, 1)
-        overlaps.append(_paired_overlap(chosen > 0, targets))
+        masks = functional.interpolate(logits.flatten(0, 1), (side, side), mode="bilinear") > 0
+        targets = batch.targets.flatten(0, 1)[:, None]
+        common, union = ((one.sum((2, 3))) for one in (masks & targets, masks | targets))
+        fits = common / union.clamp(min=1)  # (slices * prompts, 4)
+        overlaps.append(torch.where(batch.by_box.flatten(), fits[:, 0], fits[:, 1:].amax(1)))
     if not overlaps:
         raise ValueError("the validation part is empty, so no epoch can be chosen")
     return float(torch.cat(overlaps).mean())
 
 
-def _paired_overlap(ours: Tensor, theirs: Tensor) -> Tensor:
-    """IoU of masks in pairs, shape (masks,)."""
-    common, union = (ours & theirs).sum((1, 2)), (ours | theirs).sum((1, 2))
-    return common / union.clamp(min=1)
+def evenly_spaced(items: Sequence, count: int) -> list:
+    """At most ``count`` of some items at equal distances, first and last included."""
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[index] for index in chosen]
+
+
+def steps_loader(slices: Dataset, *, batch_size: int, steps: int, processes: int = 0) -> DataLoader:
+    """Random batches, a fixed number per epoch, whatever the number of slices.
+
+    Args:
+        slices: of `PromptedSlices`.
+        batch_size: slices per batch.
+        steps: batches per epoch.
+        processes: that load beside the training.
+    """
+    sampler = RandomSampler(slices, replacement=True, num_samples=batch_size * steps)
+    return DataLoader(
+        slices, batch_size=batch_size, sampler=sampler, collate_fn=collate, num_workers=processes
+    )
+
+
+def found_lungs(
+    generator: MaskGenerator, scans: Iterable[tuple[Path, Path]], *, slices_per_scan: int
+) -> pd.DataFrame:
+    """How well a trained SAM finds lungs, before anything picks them among its masks.
+
+    Args:
+        generator: segment everything with this SAM.
+        scans: each a stored scan and its stored lung mask.
+        slices_per_scan: at most so many of each scan, equally spaced.
+
+    Returns:
+        One row per slice and lung of at least `SMALLEST_LUNG` of the slice: ``best_mask``, the
+        largest IoU of any mask with it, and ``by_box``, the IoU of the mask that the lung's true
+        box prompts for.
+    """
+    rows = []
+    for voxels, lungs in _slices_of(scans, slices_per_scan):
+        sides = [
+            side
+            for side in (lungs == RIGHT_LUNG, lungs == LEFT_LUNG)
+            if side.mean() > SMALLEST_LUNG
+        ]
+        if sides:
+            rows += _found_in_slice(generator, to_grey(voxels), np.stack(sides))
+    return pd.DataFrame(rows, columns=["best_mask", "by_box"])
+
+
+def _found_in_slice(
+    generator: MaskGenerator, grey: np.ndarray, sides: np.ndarray
+) -> list[dict[str, float]]:
+    """Rows of `found_lungs` for the lungs of one slice."""
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    (embedding,) = generator.embed([picture])
+    masks = generator.propose(picture, embedding).masks
+    boxes = masks_to_boxes(torch.from_numpy(sides)).numpy()
+    prompted = generator.segment_boxes(embedding, boxes, grey.shape)
+    return [
+        {
+            "best_mask": max((_iou(side, one) for one in masks), default=0.0),
+            "by_box": _iou(side, box),
+        }
+        for side, box in zip(sides, prompted, strict=True)
+    ]
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.count_nonzero(one & other) / np.count_nonzero(one | other))

@@ -15,10 +15,12 @@ What the paper leaves open is a setting, and the paper's letter is a preset of i
   lung, and a slice without any is empty.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from segment_anything.modeling import Sam
 
 from lib.data.masks import body_mask, separate_lungs, tissue_threshold
 from lib.data.scan import Scan, to_grey
+from lib.foundation.checkpoints import require_checkpoint
 from lib.foundation.clip import (
     build_clip,
     crop_to_mask,
@@ -74,12 +77,26 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class Journey:
-    """One slice on its way, for pictures.
+class Sight:
+    """One slice after SAM has looked at it for the first time.
 
     Attributes:
         grey: uint8, shape (height, width).
+        embedding: of the slice, kept for the box prompts.
         proposals: all masks (equation 1).
+    """
+
+    grey: np.ndarray
+    embedding: torch.Tensor
+    proposals: Proposals
+
+
+@dataclass(frozen=True, eq=False)
+class Journey:
+    """One slice on its whole way, for masks and for pictures.
+
+    Attributes:
+        sight: the slice and all its masks (equation 1).
         candidates: those that pass the area filter, numbers of proposals (equation 2).
         crops: of the candidates, uint8.
         similarities: of the candidates to the sentences, shape (candidates,) (equation 5).
@@ -88,10 +105,9 @@ class Journey:
         lungs: bool, shape (height, width) (equation 8).
     """
 
-    grey: np.ndarray
-    proposals: Proposals
+    sight: Sight
     candidates: np.ndarray
-    crops: list[np.ndarray] = field(repr=False)
+    crops: list[np.ndarray]
     similarities: np.ndarray
     chosen: np.ndarray
     boxes: np.ndarray
@@ -201,51 +217,66 @@ class Sam2Clip2SamSegmenter:
             scan: whole scan or single slice, Hounsfield units or 8-bit.
 
         Returns:
-            uint8, shape of the scan: 0 background, 1 right lung, 2 left lung.
+            uint8, shape of the scan: 0 background, 1 right lung, 2 left lung. A slice without a
+            mask that is similar enough to the sentences is empty.
         """
         lungs = np.zeros(scan.voxels.shape, bool)
-        bodies = self._bodies(scan)
-        size = self.generator.pictures_per_batch
+        bodies = body_mask(scan.voxels > tissue_threshold(scan.voxels))
+        size, masks = self.generator.pictures_per_batch, 0
         for start in range(0, len(lungs), size):
             part = slice(start, start + size)
-            lungs[part] = [
-                journey.lungs for journey in self.journeys(scan.voxels[part], bodies[part])
-            ]
+            sights = self.look(scan.voxels[part], bodies[part])
+            lungs[part] = [journey.lungs for journey in self.choose(sights)]
+            masks += sum(len(sight.proposals) for sight in sights)
+        if not masks:
+            warnings.warn(
+                "SAM returned no mask for any slice of a scan: are its weights trained, and the "
+                "thresholds of predicted IoU and stability not too high?",
+                stacklevel=2,
+            )
         return separate_lungs(lungs)
 
-    def journeys(self, voxels: np.ndarray, bodies: np.ndarray | None = None) -> list[Journey]:
-        """Segment some slices and keep every step.
+    def look(self, voxels: np.ndarray, bodies: np.ndarray | None = None) -> list[Sight]:
+        """Segment everything in some slices (equation 1).
 
         Args:
             voxels: shape (slices, height, width), int16 HU or uint8.
             bodies: where the fast mode looks for lungs, bool, same shape; None looks everywhere.
 
         Returns:
-            One journey per slice.
+            One sight per slice, for `choose`.
         """
         greys = to_grey(voxels)
         bodies = [None] * len(greys) if bodies is None else bodies
+        pictures = [np.repeat(grey[..., None], 3, axis=2) for grey in greys]
         with one_thread():
-            pictures = [np.repeat(grey[..., None], 3, axis=2) for grey in greys]
             embeddings = self.generator.embed(pictures)
-            steps = zip(pictures, embeddings, bodies, strict=True)
-            proposals = [self.generator.propose(p, e, body=body) for p, e, body in steps]
-            candidates = [self._candidates(one) for one in proposals]
-            crops = [
-                [crop_to_mask(grey, mask, self.choice.cut_to_box) for mask in one.masks[numbers]]
-                for grey, one, numbers in zip(greys, proposals, candidates, strict=True)
-            ]
-            similarities = self._similarities(crops)
             return [
-                self._finished(*step)
-                for step in zip(
-                    greys, proposals, candidates, crops, similarities, embeddings, strict=True
+                Sight(grey, embedding, self.generator.propose(picture, embedding, body=body))
+                for grey, picture, embedding, body in zip(
+                    greys, pictures, embeddings, bodies, strict=True
                 )
             ]
 
-    def _bodies(self, scan: Scan) -> np.ndarray:
-        """Where a grid point is worth asking: inside the patient's outline."""
-        return body_mask(scan.voxels > tissue_threshold(scan.voxels))
+    def choose(self, sights: Sequence[Sight]) -> list[Journey]:
+        """Find the lungs among the masks of some slices and segment them (equations 2 to 8).
+
+        Args:
+            sights: of `look`; their slices are shown to CLIP together.
+
+        Returns:
+            One journey per slice.
+        """
+        candidates = [self._candidates(sight.proposals) for sight in sights]
+        crops = [
+            [crop_to_mask(sight.grey, mask, self.choice.cut_to_box) for mask in masks]
+            for sight, numbers in zip(sights, candidates, strict=True)
+            for masks in [sight.proposals.masks[numbers]]
+        ]
+        with one_thread():
+            similarities = self._similarities(crops)
+            steps = zip(sights, candidates, crops, similarities, strict=True)
+            return [self._finished(*step) for step in steps]
 
     def _candidates(self, proposals: Proposals) -> np.ndarray:
         passed = passes_area_filter(
@@ -254,7 +285,7 @@ class Sam2Clip2SamSegmenter:
         return np.flatnonzero(passed)
 
     def _similarities(self, crops: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """Similarity of all crops of several slices, seen together."""
+        """Similarities of the crops of each slice, computed for all slices together."""
         together = [crop for of_slice in crops for crop in of_slice]
         embeddings = embed_crops(self.clip, together, self.choice.crops_per_batch)
         values = similarity(embeddings, self.text).numpy()
@@ -262,15 +293,13 @@ class Sam2Clip2SamSegmenter:
 
     def _finished(
         self,
-        grey: np.ndarray,
-        proposals: Proposals,
+        sight: Sight,
         candidates: np.ndarray,
         crops: list[np.ndarray],
         similarities: np.ndarray,
-        embedding: torch.Tensor,
     ) -> Journey:
         """Equations 6 to 8 of one slice."""
-        masks = proposals.masks[candidates]
+        masks, size = sight.proposals.masks[candidates], sight.grey.shape
         chosen = regions_of_interest(
             similarities,
             masks,
@@ -278,27 +307,70 @@ class Sam2Clip2SamSegmenter:
             floor=self.choice.similarity_floor,
         )
         boxes = boxes_around(masks[chosen])
-        final = np.zeros((0, *grey.shape), bool)
+        final = np.zeros((0, *size), bool)
         if len(boxes):
-            final = self.generator.segment_boxes(embedding, boxes, grey.shape)
-        lungs = union(final, grey.shape)
-        return Journey(grey, proposals, candidates, crops, similarities, chosen, boxes, lungs)
+            final = self.generator.segment_boxes(sight.embedding, boxes, size)
+        lungs = union(final, size)
+        return Journey(sight, candidates, crops, similarities, chosen, boxes, lungs)
+
+
+def preset(
+    section: Mapping[str, Any], size: str, reading: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of `build_segmenter` from their parts.
+
+    Args:
+        section: ``sentences`` for all; under ``readings`` the fields of `Choice` that a reading of
+            the paper fixes; under ``small`` and ``paper`` the variants ``sam`` and ``clip`` with
+            their ``generator`` and ``choice``.
+        size: ``"small"`` or ``"paper"``.
+        reading: for example ``"top-2"`` or ``"literal"``.
+        overrides: of the result, one level deep.
+
+    Raises:
+        ValueError: for an unknown reading.
+    """
+    if reading not in section["readings"]:
+        raise ValueError(f"reading is one of {sorted(section['readings'])}, got {reading!r}")
+    settings = dict(section[size])
+    choice = {**settings["choice"], **section["readings"][reading]}
+    settings["choice"] = {"sentences": section["sentences"], **choice}
+    nested = {
+        name: {**settings[name], **changed} if isinstance(changed, Mapping) else changed
+        for name, changed in overrides.items()
+    }
+    return settings | nested
+
+
+def weight_files(models: Path, settings: Mapping[str, Any], trained_on: str) -> tuple[Path, Path]:
+    """Where the weights of both networks lie.
+
+    Args:
+        models: folder of all models, ``data/models``.
+        settings: with the variants ``sam`` and ``clip``.
+        trained_on: data set that the small networks were trained on.
+
+    Returns:
+        SAM's file and CLIP's.
+
+    Raises:
+        FileNotFoundError: naming the stage to run, or the checkpoint with its address and SHA-256.
+        ValueError: where an official checkpoint is damaged.
+    """
+    files = []
+    for kind in ("sam", "clip"):
+        if settings[kind] == "small":
+            files.append(models / "lungs" / kind / trained_on / "best.safetensors")
+        else:
+            files.append(require_checkpoint(models, settings[kind]))
+    return tuple(files)
 
 
 @lru_cache(maxsize=1)
-def load_models(sam: str, clip: str, sam_weights: Path, clip_weights: Path) -> tuple[Sam, CLIP]:
-    """Both networks on the best device, once per process.
-
-    Args:
-        sam: variant of SAM.
-        clip: variant of CLIP.
-        sam_weights: file of its weights.
-        clip_weights: file of its weights.
-
-    Raises:
-        FileNotFoundError: where a file is not there.
-        ValueError: where a file is damaged or of another network.
-    """
+def _networks(
+    sam: str, clip: str, sam_weights: Path, clip_weights: Path, changed: tuple[int, int]
+) -> tuple[Sam, CLIP]:
+    """Both networks on the best device; ``changed`` are times of the files, to notice new ones."""
     device = best_device()
     return build_sam(sam, sam_weights).to(device), build_clip(clip, clip_weights).to(device)
 
@@ -309,10 +381,10 @@ def build_segmenter(
     *,
     sam: str,
     clip: str,
-    generator: dict,
-    choice: dict,
+    generator: Mapping[str, Any],
+    choice: Mapping[str, Any],
 ) -> Sam2Clip2SamSegmenter:
-    """The segmenter from plain settings, for ``map_scans``.
+    """The segmenter from plain settings, for ``map_scans``; weights are read once per process.
 
     Args:
         sam_weights: file of SAM's weights.
@@ -321,8 +393,14 @@ def build_segmenter(
         clip: variant of CLIP.
         generator: keywords of `MaskGenerator`.
         choice: fields of `Choice`.
+
+    Raises:
+        FileNotFoundError: where a file is not there.
+        ValueError: where a file is damaged or of another network, or a setting is out of range.
     """
-    networks = load_models(sam, clip, sam_weights, clip_weights)
+    files = sam_weights, clip_weights
+    changed = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+    networks = _networks(sam, clip, *files, changed)
     return Sam2Clip2SamSegmenter(
         MaskGenerator(networks[0], **generator), networks[1], Choice(**choice)
     )
