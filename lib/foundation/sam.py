@@ -6,7 +6,6 @@ be had without a download.
 """
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,9 +18,6 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from torch import nn
-
-from lib.foundation.checkpoints import load_checkpoint
-from lib.inference import load_weights
 
 
 class SamSize(NamedTuple):
@@ -67,31 +63,20 @@ SMALL = SamSize(
 OFFICIAL = {"vit_b": build_sam_vit_b, "vit_l": build_sam_vit_l, "vit_h": build_sam_vit_h}
 
 
-def build_sam(variant: str, weights: Path | None = None, *, sha256: str | None = None) -> Sam:
-    """Build a SAM, with weights where they are given.
+def build_sam(variant: str) -> Sam:
+    """A SAM with random weights, in evaluation mode.
 
     Args:
         variant: ``"vit_b"``, ``"vit_l"``, ``"vit_h"`` or ``"small"``.
-        weights: of an official size its checkpoint, of the small one a safetensors file of
-            `lib.training.fit`; None leaves the weights random.
-        sha256: of an official checkpoint, compared before anything is read from it.
-
-    Returns:
-        The network in evaluation mode.
 
     Raises:
-        ValueError: for an unknown variant, or weights that are damaged or of another network.
-        FileNotFoundError: where the file is not there.
+        ValueError: for an unknown variant.
     """
     if variant == "small":
-        sam = build_sam_of_size(SMALL)
-        return load_weights(sam, weights) if weights else sam.eval()
+        return build_sam_of_size(SMALL).eval()
     if variant not in OFFICIAL:
         raise ValueError(f"a SAM is one of {[*OFFICIAL, 'small']}, got {variant!r}")
-    sam = OFFICIAL[variant]()
-    if weights:
-        sam.load_state_dict(load_checkpoint(weights, sha256))
-    return sam.eval().requires_grad_(False)
+    return OFFICIAL[variant]().eval()
 
 
 def build_sam_of_size(size: SamSize) -> Sam:

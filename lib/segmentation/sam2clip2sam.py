@@ -16,7 +16,7 @@ What the paper leaves open is a setting, and the paper's letter is a preset of i
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip import CLIP
-from segment_anything.modeling import Sam
+from torch import nn
 
 from lib.data.masks import body_mask, separate_lungs, tissue_threshold
 from lib.data.scan import Scan, to_grey
-from lib.foundation.checkpoints import require_checkpoint
+from lib.foundation.checkpoints import (
+    expected_checkpoint,
+    load_checkpoint,
+    require_checkpoint,
+)
 from lib.foundation.clip import (
     build_clip,
     crop_to_mask,
@@ -39,7 +43,7 @@ from lib.foundation.clip import (
 )
 from lib.foundation.mask_generator import MaskGenerator, Proposals
 from lib.foundation.sam import build_sam
-from lib.inference import best_device, one_thread
+from lib.inference import best_device, load_weights, one_thread
 
 WITHIN = 0.5  # of the smaller of two masks; more in common, and they are the same lung
 
@@ -320,7 +324,7 @@ def preset(
     """Settings of `build_segmenter` from their parts.
 
     Args:
-        section: ``sentences`` for all; under ``readings`` the fields of `Choice` that a reading of
+        section: ``sentences`` and ``hashes`` for all; under ``readings`` the fields of `Choice` that a reading of
             the paper fixes; under ``small`` and ``paper`` the variants ``sam`` and ``clip`` with
             their ``generator`` and ``choice``.
         size: ``"small"`` or ``"paper"``.
@@ -332,7 +336,7 @@ def preset(
     """
     if reading not in section["readings"]:
         raise ValueError(f"reading is one of {sorted(section['readings'])}, got {reading!r}")
-    settings = dict(section[size])
+    settings = {**section[size], "hashes": section["hashes"]}
     choice = {**settings["choice"], **section["readings"][reading]}
     settings["choice"] = {"sentences": section["sentences"], **choice}
     nested = {
@@ -347,32 +351,22 @@ def weight_files(models: Path, settings: Mapping[str, Any], trained_on: str) -> 
 
     Args:
         models: folder of all models, ``data/models``.
-        settings: with the variants ``sam`` and ``clip``.
+        settings: with the variants ``sam`` and ``clip`` and the ``hashes`` of a user's own files.
         trained_on: data set that the small networks were trained on.
 
     Returns:
         SAM's file and CLIP's.
 
     Raises:
-        FileNotFoundError: naming the stage to run, or the checkpoint with its address and SHA-256.
-        ValueError: where an official checkpoint is damaged.
+        FileNotFoundError: naming the checkpoint with its address and SHA-256.
+        ValueError: where a checkpoint is damaged.
     """
-    files = []
-    for kind in ("sam", "clip"):
-        if settings[kind] == "small":
-            files.append(models / "lungs" / kind / trained_on / "best.safetensors")
-        else:
-            files.append(require_checkpoint(models, settings[kind]))
-    return tuple(files)
-
-
-@lru_cache(maxsize=1)
-def _networks(
-    sam: str, clip: str, sam_weights: Path, clip_weights: Path, changed: tuple[int, int]
-) -> tuple[Sam, CLIP]:
-    """Both networks on the best device; ``changed`` are times of the files, to notice new ones."""
-    device = best_device()
-    return build_sam(sam, sam_weights).to(device), build_clip(clip, clip_weights).to(device)
+    return tuple(
+        models / "lungs" / kind / trained_on / "best.safetensors"
+        if settings[kind] == "small"
+        else require_checkpoint(models, settings[kind], settings["hashes"])
+        for kind in ("sam", "clip")
+    )
 
 
 def build_segmenter(
@@ -381,6 +375,7 @@ def build_segmenter(
     *,
     sam: str,
     clip: str,
+    hashes: Mapping[str, str],
     generator: Mapping[str, Any],
     choice: Mapping[str, Any],
 ) -> Sam2Clip2SamSegmenter:
@@ -391,6 +386,7 @@ def build_segmenter(
         clip_weights: file of CLIP's weights.
         sam: variant of SAM.
         clip: variant of CLIP.
+        hashes: SHA-256 of a user's own files in place of the published ones, by variant.
         generator: keywords of `MaskGenerator`.
         choice: fields of `Choice`.
 
@@ -398,9 +394,31 @@ def build_segmenter(
         FileNotFoundError: where a file is not there.
         ValueError: where a file is damaged or of another network, or a setting is out of range.
     """
-    files = sam_weights, clip_weights
-    changed = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    networks = _networks(sam, clip, *files, changed)
-    return Sam2Clip2SamSegmenter(
-        MaskGenerator(networks[0], **generator), networks[1], Choice(**choice)
+    network_sam, network_clip = (
+        _network(build, variant, file, hashes.get(variant), _changed(file))
+        for build, variant, file in (
+            (build_sam, sam, sam_weights),
+            (build_clip, clip, clip_weights),
+        )
     )
+    return Sam2Clip2SamSegmenter(
+        MaskGenerator(network_sam, **generator), network_clip, Choice(**choice)
+    )
+
+
+@lru_cache(maxsize=4)
+def _network(
+    build: Callable[[str], nn.Module], variant: str, file: Path, sha256: str | None, changed: int
+) -> nn.Module:
+    """A network with its weights on the best device; ``changed`` tells new files from old ones."""
+    model = build(variant)
+    if variant == "small":
+        return load_weights(model, file).to(best_device())
+    sha256 = sha256 or expected_checkpoint(variant).sha256
+    model.load_state_dict(load_checkpoint(file, sha256))
+    return model.requires_grad_(False).to(best_device())
+
+
+def _changed(file: Path) -> int:
+    """When a file was changed; 0 where it is not there."""
+    return file.stat().st_mtime_ns if file.is_file() else 0

@@ -109,7 +109,7 @@ def test_code_in_a_checkpoint_is_never_executed(tmp_path, pack):
     pack({"weights": Trap(sign)}, path)
     with pytest.raises(CheckpointError, match="does not have the SHA-256"):
         checkpoints.load_checkpoint(path, "0" * 64)
-    with pytest.raises(CheckpointError, match="holds more than tensors, or none; not read$"):
+    with pytest.raises(CheckpointError, match="holds more than tensors, or none"):
         checkpoints.load_checkpoint(path, sha256(path))
     assert not sign.exists()
     pickle.loads(pickle.dumps(Trap(sign)))  # the trap works where it is let

@@ -146,9 +146,7 @@ def test_bfloat16_finds_masks_close_to_those_of_float32(lively_sam, make_picture
         for precision in ("float32", "bfloat16")
     ]
     boxes = np.array([[20, 20, 100, 90]], float)
-    full, half = (
-        g.segment_boxes(g.embed([picture])[0], boxes, (128, 128))[0] for g in generators
-    )
+    full, half = (g.segment_boxes(g.embed([picture])[0], boxes, (128, 128))[0] for g in generators)
     assert (full != half).mean() < 0.05
     assert generators[1].generate(picture)
 

@@ -1,5 +1,4 @@
 import pytest
-import safetensors.torch
 import torch
 
 from lib.foundation.sam import build_sam, grey_to_picture
@@ -16,17 +15,8 @@ def test_parameter_counts(variant):
     assert not sam.training
 
 
-def test_weights_of_the_small_one_are_loaded(tmp_path):
-    torch.manual_seed(1)
-    trained = build_sam("small")
-    file = tmp_path / "best.safetensors"
-    safetensors.torch.save_file(trained.state_dict(), file)
-    loaded = build_sam("small", file)
-    assert all(map(torch.equal, loaded.state_dict().values(), trained.state_dict().values()))
-
-
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="a SAM is one of .*got 'vit_x'"):
+    with pytest.raises(ValueError, match=r"a SAM is one of .*got 'vit_x'"):
         build_sam("vit_x")
 
 

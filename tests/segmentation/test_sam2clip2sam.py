@@ -1,0 +1,235 @@
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lib.data.scan import Scan
+from lib.foundation.clip import build_clip
+from lib.foundation.mask_generator import MaskGenerator, Proposals
+from lib.foundation.sam import build_sam
+from lib.inference import file_sha256
+from lib.segmentation import sam2clip2sam
+from lib.segmentation.plain_sam2clip2sam import plain_lungs
+from lib.segmentation.sam2clip2sam import (
+    Choice,
+    Sam2Clip2SamSegmenter,
+    boxes_around,
+    build_segmenter,
+    passes_area_filter,
+    preset,
+    regions_of_interest,
+    union,
+    weight_files,
+)
+
+SENTENCES = ("a dark lung filled with air", "a lung with branching vessels")
+SETTINGS = {
+    "points_per_side": 6,
+    "pred_iou_thresh": 0.3,
+    "stability_score_thresh": 0.8,
+    "stability_score_offset": 0.05,
+}
+
+
+def block(rows, columns, size=(20, 20)):
+    mask = np.zeros(size, bool)
+    mask[slice(*rows), slice(*columns)] = True
+    return mask
+
+
+def proposals_of(masks):
+    masks = np.stack(masks)
+    boxes = boxes_around(masks)
+    count = len(masks)
+    ones = np.ones(count, np.float32)
+    return Proposals(masks, boxes, ones, ones, np.zeros((count, 2)), np.zeros((count, 4)))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(1)
+    return build_clip("small").requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 255, (3, 8, 8), np.uint8)
+    return Scan(small.repeat(12, 1).repeat(12, 2))
+
+
+def segmenter_of(sam, clip, mode="exact", **choice):
+    return Sam2Clip2SamSegmenter(
+        MaskGenerator(sam, mode=mode, **SETTINGS), clip, Choice(sentences=SENTENCES, **choice)
+    )
+
+
+def test_equation_2_keeps_masks_of_a_lungs_size_that_touch_few_borders():
+    masks = [
+        block((5, 11), (5, 11)),  # 9 %
+        block((5, 7), (5, 7)),  # 1 %
+        block((1, 19), (1, 19)),  # 81 %
+        block((0, 6), (0, 6)),  # touches two borders
+        block((0, 6), (5, 11)),  # touches one
+    ]
+    passed = passes_area_filter(proposals_of(masks), area=(0.02, 0.3), most_borders=1)
+    assert passed.tolist() == [True, False, False, False, True]
+    literal = passes_area_filter(proposals_of(masks), area=(0.02, 1.0), most_borders=4)
+    assert literal.tolist() == [True, False, True, True, True]
+
+
+def test_equation_6_is_an_arg_max_and_more_regions_lie_apart():
+    masks = np.stack(
+        [
+            block((2, 18), (2, 8)),
+            block((2, 10), (2, 8)),
+            block((2, 18), (11, 18)),
+            block((0, 2), (0, 2)),
+        ]
+    )
+    similarities = np.array([0.9, 0.8, 0.7, 0.1])
+    choose = lambda regions, floor=None: regions_of_interest(  # noqa: E731
+        similarities, masks, regions=regions, floor=floor
+    ).tolist()
+    assert choose(1) == [int(similarities.argmax())]
+    assert choose(2) == [0, 2]  # the second lies within the first
+    assert choose(3) == [0, 2, 3]
+    assert choose(3, floor=0.5) == [0, 2]
+    assert choose(2, floor=0.95) == []
+
+
+def test_equation_7_is_the_tight_box():
+    boxes = boxes_around(np.stack([block((3, 9), (5, 6)), block((0, 20), (0, 20))]))
+    assert boxes.tolist() == [[5, 3, 5, 8], [0, 0, 19, 19]]
+    assert boxes_around(np.zeros((0, 4, 4), bool)).shape == (0, 4)
+
+
+def test_equation_8_is_a_union():
+    masks = np.stack([block((0, 2), (0, 2)), block((5, 7), (5, 7))])
+    assert np.array_equal(union(masks, (20, 20)), masks[0] | masks[1])
+    assert not union(np.zeros((0, 4, 4), bool), (4, 4)).any()
+
+
+def test_exact_equals_the_plain_reading(lively_sam, clip, scan):
+    choice = {"area": (0.001, 0.6), "most_borders": 4}
+    segmenter = segmenter_of(lively_sam, clip, **choice)
+    journeys = segmenter.choose(segmenter.look(scan.voxels))
+    found = 0
+    for grey, journey in zip(scan.voxels, journeys, strict=True):
+        plain = plain_lungs(grey, lively_sam, clip, segmenter.choice, SETTINGS)
+        np.testing.assert_array_equal(journey.lungs, plain)
+        found += plain.any()
+    assert found
+
+
+def test_a_scan_is_its_slices(lively_sam, clip, scan):
+    segmenter = segmenter_of(lively_sam, clip, mode="fast", area=(0.001, 0.6), most_borders=4)
+    whole = segmenter(scan)
+    assert whole.shape == scan.voxels.shape and whole.dtype == np.uint8
+    alone = [segmenter(Scan(one[None]))[0] > 0 for one in scan.voxels]
+    np.testing.assert_array_equal(whole > 0, alone)
+
+
+def test_slices_without_a_similar_mask_are_empty(lively_sam, clip, scan):
+    segmenter = segmenter_of(lively_sam, clip, similarity_floor=1.0)
+    assert not segmenter(scan).any()
+
+
+def test_a_constant_slice_is_no_fault(lively_sam, clip):
+    constant = Scan(np.full((1, 40, 40), -1000, np.int16))
+    assert segmenter_of(lively_sam, clip, similarity_floor=1.0)(constant).sum() == 0
+
+
+def test_a_model_that_returns_no_mask_is_said(lively_sam, clip, scan):
+    generator = MaskGenerator(lively_sam, points_per_side=2, stability_score_thresh=1.0)
+    segmenter = Sam2Clip2SamSegmenter(generator, clip, Choice(sentences=SENTENCES))
+    with pytest.warns(UserWarning, match="SAM returned no mask for any slice"):
+        assert not segmenter(scan).any()
+
+
+WRONG = [
+    ({"area": (0.3, 0.1)}, "area is a smaller and a larger share"),
+    ({"area": (0.0, 1.2)}, "area is a smaller and a larger share"),
+    ({"regions": 0}, "regions is at least 1"),
+    ({"most_borders": 5}, "most_borders 0 to 4"),
+    ({"similarity_floor": 1.5}, r"similarity_floor lies in \[-1, 1\]"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_choices_out_of_range_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Choice(sentences=SENTENCES, **fields)
+
+
+def test_an_empty_list_of_sentences_is_refused(lively_sam, clip):
+    with pytest.raises(ValueError, match="sentences"):
+        Sam2Clip2SamSegmenter(MaskGenerator(lively_sam), clip, Choice(sentences=()))
+
+
+SECTION = {
+    "hashes": {},
+    "sentences": list(SENTENCES),
+    "readings": {"top-2": {"regions": 2}, "literal": {"regions": 1, "similarity_floor": None}},
+    "small": {
+        "sam": "small", "clip": "small", "generator": {"mode": "fast", "points_per_side": 4},
+        "choice": {"similarity_floor": 0.2},
+    },
+    "paper": {"sam": "vit_h", "clip": "ViT-L-14", "generator": {}, "choice": {}},
+}  # fmt: skip
+
+
+def test_a_preset_joins_size_reading_and_overrides():
+    settings = preset(SECTION, "small", "literal", {"generator": {"points_per_side": 8}})
+    assert settings["generator"] == {"mode": "fast", "points_per_side": 8}
+    assert settings["choice"] == {
+        "sentences": list(SENTENCES),
+        "similarity_floor": None,
+        "regions": 1,
+    }
+    with pytest.raises(ValueError, match="reading is one of"):
+        preset(SECTION, "small", "loose", {})
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random weights of both small networks, where the stages leave them."""
+    torch.manual_seed(0)
+    for kind, build in (("sam", build_sam), ("clip", build_clip)):
+        folder = tmp_path / "lungs" / kind / "made"
+        folder.mkdir(parents=True)
+        safetensors.torch.save_model(build("small"), folder / "best.safetensors")
+    return tmp_path
+
+
+def test_the_segmenter_is_built_from_plain_settings(weights):
+    settings = preset(SECTION, "small", "top-2", {})
+    files = weight_files(weights, settings, "made")
+    segmenter = build_segmenter(*files, **settings)
+    assert segmenter.choice.similarity_floor == 0.2
+    again = build_segmenter(*files, **settings)
+    assert again.clip is segmenter.clip  # read once
+    files[1].write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="does not fit the network"):
+        build_segmenter(*files, **settings)
+
+
+def test_absent_weights_name_what_to_do(tmp_path):
+    settings = preset(SECTION, "small", "top-2", {})
+    with pytest.raises(FileNotFoundError, match="run the stage that trains it first"):
+        build_segmenter(*weight_files(tmp_path, settings, "made"), **settings)
+    paper = preset(SECTION, "paper", "top-2", {})
+    with pytest.raises(RuntimeError, match=r"sam_vit_h_4b8939.pth is absent: put there https"):
+        weight_files(tmp_path, paper, "made")
+
+
+def test_an_official_checkpoint_is_read_after_its_hash(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2)
+    file = tmp_path / "own.pth"
+    torch.save(model.state_dict(), file)
+    build = lambda variant: torch.nn.Linear(2, 2)  # noqa: E731
+    loaded = sam2clip2sam._network(build, "vit_b", file, file_sha256(file), 0)
+    assert torch.equal(loaded.weight, model.weight)
+    with pytest.raises(RuntimeError, match="does not have the SHA-256"):
+        sam2clip2sam._network(build, "vit_b", file, "0" * 64, 1)
