@@ -281,6 +281,35 @@ def claim_figure(table: pd.DataFrame, *, title: str = "") -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def ablation_figure(scores: pd.DataFrame) -> Figure:
+    """Dice of every scan under every variant of a segmenter.
+
+    Args:
+        scores: columns ``variant`` and ``dice``, a row per variant and scan.
+
+    Returns:
+        One row of dots per variant, in order; the bar is their mean.
+
+    Raises:
+        ValueError: when there is no score.
+    """
+    if scores.empty:
+        raise ValueError("an ablation needs scores to show")
+    variants = list(dict.fromkeys(scores["variant"]))
+    figure, (axis,) = panels(1, size=(5.6, 0.8 + 0.3 * len(variants)))
+    for place, variant in enumerate(variants):
+        values = scores.loc[scores["variant"] == variant, "dice"]
+        axis.plot(values, np.full(len(values), place), "o", color=LINE_COLOURS[0], alpha=0.35,
+                  markersize=4, markeredgewidth=0)  # fmt: skip
+        axis.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
+    axis.set(xlabel="Dice of both lungs, mean of a scan's slices", xlim=(-0.02, 1.02))
+    axis.set(yticks=range(len(variants)), ylim=(len(variants) - 0.5, -0.5))
+    axis.set_yticklabels(variants)
+    axis.grid(axis="x", color="0.9", zorder=0)
+    return figure
+
+
 def _draw_intervals(
     axis: Axes, table: pd.DataFrame, metric: str, *, marker: str, number: int, lift: float
 ) -> None:

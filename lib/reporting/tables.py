@@ -64,6 +64,7 @@ CLAIM_METRICS = (
     "slices_invented_share",
     "neighbour_dice_gap",
 )
+ABLATION_METRICS = ("dice", "dice_change", "iou", "empty")
 CLASS_METRICS = ("dice_both", "mediastinum_leakage", "rim_error", "lesions_kept")
 # The rim error by its size, since two methods that err to different sides are not compared by sign.
 PAIRED_METRICS = (
@@ -84,6 +85,8 @@ HEADINGS = {
     "hd95": "HD95",
     "assd": "ASSD",
     "dice_both": "Dice",
+    "dice_change": "Dice, change",
+    "empty": "Slices left empty",
     "rim_distance": "Rim error, size",
     "lesions_kept": "Infected lung kept",
     "ground_glass_kept": "Ground glass kept",
@@ -300,6 +303,29 @@ def segmentation_by_class_table(
     used = used.sort_values("label", kind="stable")
     keys = ["data_set", "label", "method"]
     return _grouped_means(used, keys, CLASS_METRICS, seed=seed, repetitions=repetitions)
+
+
+def ablation_table(
+    scores: pd.DataFrame, *, seed: int, repetitions: int = REPETITIONS
+) -> pd.DataFrame:
+    """What changing one setting of a segmenter does on the same slices.
+
+    Args:
+        scores: one row per data set, variant and scan with ``data_set``, ``variant``, ``scan_id``,
+            ``patient_id``, ``dice``, ``iou`` and ``empty``; each data set's first variant is the
+            one that the others change.
+        seed: of the bootstrap.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set and variant, in order: means with their 95 % intervals over patients,
+        among them ``dice_change``, the paired difference from the first variant.
+    """
+    first = scores.groupby(["data_set", "scan_id"], sort=False)["dice"].transform("first")
+    changed = scores.assign(dice_change=scores["dice"] - first)
+    keys = ["data_set", "variant"]
+    table = _grouped_means(changed, keys, ABLATION_METRICS, seed=seed, repetitions=repetitions)
+    return table.drop(columns="distance_unit")
 
 
 def _grouped_means(

@@ -324,9 +324,9 @@ def preset(
     """Settings of `build_segmenter` from their parts.
 
     Args:
-        section: ``sentences`` and ``hashes`` for all; under ``readings`` the fields of `Choice` that a reading of
-            the paper fixes; under ``small`` and ``paper`` the variants ``sam`` and ``clip`` with
-            their ``generator`` and ``choice``.
+        section: ``sentences`` and ``hashes`` for all; under ``readings`` the fields of `Choice`
+            that a reading of the paper fixes; under ``small`` and ``paper`` the variants ``sam``
+            and ``clip`` with their ``generator`` and ``choice``.
         size: ``"small"`` or ``"paper"``.
         reading: for example ``"top-2"`` or ``"literal"``.
         overrides: of the result, one level deep.
