@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lib.data.masks import body_mask, both_lungs, tissue_threshold
 from lib.data.scan import LUNG_WINDOW, Scan
-from lib.segmentation.morphology import scaled
+from lib.segmentation.morphology import air_inside_body, scaled
 from lib.segmentation.unet import check_sides, convolution_pair, initialise
 
 LOWEST, HIGHEST = -512, 512  # HU, black and white of the pictures
@@ -169,7 +169,8 @@ def body(scan: Scan) -> np.ndarray:
     """The patient's body with everything in it, lungs too.
 
     Deviation: published is all that lies above -512 HU, table and clothes too, with holes where
-    the lungs are; why they are filled here is said at `field_of_view`.
+    the lungs are; why they are filled here is said at `field_of_view`. Bays of the skin, as
+    between the shoulders and the table, stay outside: the network would find no tissue there.
 
     Args:
         scan: whole scan or single slice; of 8-bit pictures Otsu's threshold parts air and tissue.
@@ -178,7 +179,8 @@ def body(scan: Scan) -> np.ndarray:
         bool, shape of the scan.
     """
     threshold = LOWEST if scan.is_hounsfield else tissue_threshold(scan.voxels)
-    return body_mask(scan.voxels > threshold)
+    tissue = scan.voxels > threshold
+    return tissue & body_mask(tissue) | air_inside_body(~tissue)
 
 
 def field_of_view(scan: Scan) -> np.ndarray:

@@ -117,6 +117,14 @@ def test_field_of_view_holds_the_lungs_even_behind_a_thin_wall(wall):
     assert not field[0, :15].any()
 
 
+def test_a_bay_of_the_skin_is_outside_the_body():
+    scan, lungs = thorax(20)
+    bay = np.s_[0, 10:40, 70:90]  # tissue on its left and right and below it
+    scan.voxels[bay] = AIR
+    body = bcdunet.body(scan)
+    assert not body[bay].any() and body[lungs > 0].all()
+
+
 def test_lungs_are_the_field_of_view_less_the_target():
     scan, lungs = thorax(20)
     target = bcdunet.target(scan, lungs)
