@@ -21,8 +21,9 @@ def refine_slice(lungs: np.ndarray) -> np.ndarray:
     """Close gaps, keep the two largest regions, fill holes (FACTS 4.3).
 
     The published way to fill is to fill the outlines that Roberts' operator finds, which also
-    widens the lungs by up to a pixel. Deviation: the published mask is stored as a JPEG, whose
-    errors are not imitated.
+    widens the lungs by up to a pixel. Deviations: the outline of a lung that the picture cuts off
+    is closed along the picture's border, else nothing but the open outline would remain of it; and
+    the errors of the JPEG files in which the published masks are stored are not imitated.
 
     Args:
         lungs: bool, shape (height, width), both lungs; the radius of the closing scales with it.
@@ -32,7 +33,7 @@ def refine_slice(lungs: np.ndarray) -> np.ndarray:
     """
     radius = scaled(LUNG_CLOSING, lungs)
     regions = largest_regions(isotropic_closing(lungs, radius), LUNG_REGIONS)
-    return ndimage.binary_fill_holes(roberts(regions) > 0)
+    return ndimage.binary_fill_holes(roberts(np.pad(regions, 1)) > 0)[1:-1, 1:-1]
 
 
 def refine(mask: np.ndarray) -> np.ndarray:

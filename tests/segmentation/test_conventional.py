@@ -55,6 +55,13 @@ def test_refining_is_the_published_sequence(seed):
     )
 
 
+def test_a_lung_that_the_picture_cuts_off_stays_whole():
+    lungs = np.zeros((SIZE, SIZE), bool)
+    lungs[30:70, :40] = True
+    refined = conventional.refine_slice(lungs)
+    assert refined[lungs].mean() > 0.99 and refined.sum() < 1.1 * lungs.sum()
+
+
 def test_refining_scans_fills_holes_and_drops_specks_slice_by_slice():
     _, truth = scan_and_mask(1, 0.6, 0)
     mask = truth.copy()
