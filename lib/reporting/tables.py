@@ -80,6 +80,7 @@ HEADINGS = {
     "n_positive": "n positive",
     "macro_f1": "Macro F1",
     "roc_auc": "ROC AUC",
+    "auc": "AUC",
     "brier": "Brier score",
     "iou": "IoU",
     "hd95": "HD95",
