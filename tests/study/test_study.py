@@ -32,7 +32,7 @@ def test_it_leaves_tables_and_figures(study):
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
     kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3"]
-    kinds += ["learning_curves", "roc", "confusion"]
+    kinds += ["learning_curves", "learning_curves_lungs", "roc", "confusion"]
     assert figures == {f"{kind}_phantom.{ending}" for kind in kinds for ending in ("png", "pdf")}
 
 
