@@ -33,6 +33,7 @@ from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, to_grey
 from lib.data.store import open_volume
 from lib.foundation.mask_generator import MaskGenerator
+from lib.foundation.prompt_decoder import Decoded, upscale
 from lib.foundation.regions import BONE, BOTH_LUNGS, FAT, LUNG_PIECE, SOFT_TISSUE, slice_regions
 from lib.foundation.sam import grey_to_picture
 
@@ -44,14 +45,14 @@ FOCAL_WEIGHT = 20.0
 NO_BALANCE = (
     -1
 )  # the usual weight of 0.25 on the mask's inside makes an unsure network's masks small
-LUNG_SHARE = 0.7  # of the prompts, where a slice shows lungs
-BOX_SHARE = 0.4  # of the prompts; the others are points
+LUNG_SHARE = 0.75  # of the prompts, where a slice shows lungs
+BOX_SHARE = 0.5  # of the prompts; the others are points
 BOX_JITTER = 0.05  # of the box's sides
 SMALLEST_SHARE = 0.003  # of the slice; the network's pixels are too large for smaller regions
 SMALLEST_REGION = 12  # pixels of the network's input, after augmentation
-LARGEST_TURN = 5.0  # degrees
-SCALES = (0.9, 1.25)
-LARGEST_SHIFT = 0.05  # of the picture's side
+LARGEST_TURN = 3.0  # degrees
+SCALES = (0.9, 1.1)
+LARGEST_SHIFT = 0.03  # of the picture's side
 GAINS = (0.8, 1.2)
 LARGEST_OFFSET = 20.0  # grey values
 
@@ -250,20 +251,26 @@ def predict_masks(sam: Sam, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         Logits at the decoder's size, shape (slices, prompts, 4, rows, columns), and predicted IoUs,
         shape (slices, prompts, 4).
     """
+    slices, prompts = batch.by_box.shape
     normalised = (grey_to_picture(batch.pictures) - sam.pixel_mean) / sam.pixel_std
     embeddings = sam.image_encoder(normalised)
+    labels = torch.ones((slices * prompts, 1), dtype=torch.int, device=embeddings.device)
     encode = sam.prompt_encoder
-    results = []
-    for index, embedding in enumerate(embeddings.split(1)):
-        labels = torch.ones_like(batch.points[index, :, :1], dtype=torch.int)
-        by_point, no_mask = encode((batch.points[index][:, None], labels), None, None)
-        by_box, _ = encode(None, batch.boxes[index], None)
-        prompts = torch.where(batch.by_box[index][:, None, None], by_box, by_point)
-        results.append(
-            sam.mask_decoder.predict_masks(embedding, encode.get_dense_pe(), prompts, no_mask)
-        )
-    logits, quality = zip(*results, strict=True)
-    return torch.stack(logits), torch.stack(quality)
+    by_point, no_mask = encode((batch.points.flatten(0, 1)[:, None], labels), None, None)
+    by_box, _ = encode(None, batch.boxes.flatten(0, 1), None)
+    asked = torch.where(batch.by_box.flatten()[:, None, None], by_box, by_point)
+
+    # The decoder as in the original, but for the prompts of all slices together.
+    decoder = sam.mask_decoder
+    given = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([given.expand(len(asked), -1, -1), asked], dim=1)
+    pictures = embeddings.repeat_interleave(prompts, dim=0) + no_mask
+    positions = encode.get_dense_pe().expand(len(asked), -1, -1, -1)
+    seen, keys = decoder.transformer(pictures, positions, tokens)
+    quality = decoder.iou_prediction_head(seen[:, 0])
+    decoded = Decoded(quality, seen[:, 1 : 1 + decoder.num_mask_tokens], keys)
+    logits = upscale(sam, decoded, tuple(embeddings.shape[-2:]))
+    return logits.unflatten(0, (slices, prompts)), quality.unflatten(0, (slices, prompts))
 
 
 def prompt_loss(sam: Sam, batch: PromptBatch) -> Tensor:

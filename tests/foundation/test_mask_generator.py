@@ -1,5 +1,7 @@
 """The generator against segment-anything's own, on the same weights."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -215,3 +217,12 @@ def test_wrong_modes_and_pictures_are_refused(lively_sam):
     picture = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="the body has shape"):
         generator.propose(picture, generator.embed([picture])[0], body=np.ones((4, 4), bool))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_gives_the_same_embedding(lively_sam, make_picture):
+    picture = make_picture(6, 96, 96)
+    plain = MaskGenerator(lively_sam, mode="fast", **LIVELY).embed([picture])[0]
+    compiled = MaskGenerator(lively_sam, mode="fast", compiled=True, **LIVELY).embed([picture])[0]
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)

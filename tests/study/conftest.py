@@ -13,7 +13,11 @@ import yaml
 
 COPIED = ["lib", "notebooks", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"]
 TINY = {
-    "study": {"segmentations": ["none"], "lung_networks": ["bcdunet"]},  # one of each to train
+    "study": {  # one of each to train
+        "segmentations": ["none"],
+        "scored_segmentations": ["morphology", "conventional", "sam2clip2sam"],
+        "lung_networks": ["bcdunet"],
+    },
     "phantom": {
         "size": 64,
         "scans_per_class": {"train": 3, "validation": 2, "test": 3},
@@ -23,6 +27,16 @@ TINY = {
     "train_lung_network": {
         "bcdunet": {"small": {"size": 32, "slices_per_epoch": 32, "epochs": 3}},
     },
+    "train_sam": {
+        "slices_per_scan": 2,
+        "tested_scans": 2,
+        "prompts": 2,
+        "batch_slices": 2,
+        "steps_per_epoch": 2,
+        "epochs": 2,
+        "schedule": {"kind": "one-cycle", "total_steps": 2, "pct_start": 0.5},
+    },
+    "ablate_sam2clip2sam": {"scans": 2, "slices_per_scan": 2},
     "racnet": {
         "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
     },

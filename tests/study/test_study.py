@@ -29,9 +29,10 @@ def test_it_leaves_tables_and_figures(study):
     tables = {path.name for path in (study / "reports/tables").iterdir()}
     names = ["data", "segmentation", "classification", "sam2clip2sam_table1", "sam2clip2sam_table2"]
     names += [f"segmentation_{kind}" for kind in ("claim", "by_class", "paired")]
+    names += ["sam2clip2sam_ablation"]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
-    kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3"]
+    kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3", "sam2clip2sam_journey"]
     kinds += ["learning_curves", "learning_curves_lungs", "roc", "confusion"]
     assert figures == {f"{kind}_phantom.{ending}" for kind in kinds for ending in ("png", "pdf")}
 
@@ -56,12 +57,20 @@ def test_published_values_stand_beside_measured_ones_of_the_same_input(study):
 
 def test_executed_notebooks_hold_pictures_and_no_error(study):
     executed = sorted((study / "reports/notebooks").glob("*.ipynb"))
-    assert len(executed) == 13
+    assert len(executed) == 19
     for path in executed:
         outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
         kinds = {o["output_type"] for o in outputs}
         assert "error" not in kinds
         assert any("image/png" in o.get("data", {}) for o in outputs), path.name
+
+
+def test_the_exploring_notebook_falls_back_to_pictures(study):
+    output = "explored.ipynb"
+    run_in(study, "papermill", "notebooks/explore_sam2clip2sam.ipynb", output)
+    cells = json.loads((study / output).read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
 
 
 def test_metrics_are_dvc_metrics(study):
