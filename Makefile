@@ -1,14 +1,15 @@
 # make repro   set up .venv if needed, then run the study (dvc repro)
 # make test    set up .venv if needed, then run the tests
 # make lab     set up .venv if needed, then open JupyterLab on the notebooks
-# make benchmark   measure speed and memory on this machine; leave it alone meanwhile
+# make benchmark   measure speed and memory on this machine, after make repro; leave it alone meanwhile
+# make checkpoints   list the official weights: where from, whether there and intact
 # make clean   remove everything that the study made; raw data and .venv stay
 
 PYTHON ?= python3
 READY := .venv/ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lab benchmark clean
+.PHONY: repro test lab benchmark checkpoints clean
 repro: $(READY)
 	dvc repro
 
@@ -21,6 +22,12 @@ lab: $(READY)
 benchmark: $(READY)
 	papermill --log-output --no-progress-bar notebooks/benchmark_ingest.ipynb \
 	  reports/notebooks/benchmark_ingest.ipynb
+	papermill --log-output --no-progress-bar notebooks/benchmark_segmentation.ipynb \
+	  reports/notebooks/benchmark_segmentation.ipynb
+
+checkpoints: $(READY)
+	papermill --log-output --no-progress-bar notebooks/checkpoints.ipynb \
+	  reports/notebooks/checkpoints.ipynb
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \
