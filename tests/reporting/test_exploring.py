@@ -37,9 +37,9 @@ def explorer(lively_sam, tmp_path_factory):
 
 
 def test_settings_change_the_journey(explorer):
-    two = explorer.journey("s1", 1)
-    assert len(two.chosen) == 2
-    assert len(explorer.journey("s1", 1, regions=1).chosen) == 1
+    two = explorer.journey("s1", 1, area=(0.001, 1.0))
+    assert len(two.candidates) > len(explorer.journey("s1", 1, area=(0.3, 1.0)).candidates)
+    assert len(explorer.journey("s1", 1, similarity_floor=1.0).chosen) == 0
     assert len(explorer.journey("s1", 1, stability_score_thresh=1.0).sight.proposals) < len(
         two.sight.proposals
     )
