@@ -82,10 +82,12 @@ def compare_generators(
     original = SamAutomaticMaskGenerator(sam, **settings)
     generator = MaskGenerator(sam, mode=mode, **settings)
     reference, mine = partial(_all, original, pictures), partial(_all, generator, pictures)
+    expected, found = reference(), mine()
     pairs = [
-        (a, b) for x, y in zip(reference(), mine(), strict=True) for a, b in zip(x, y, strict=False)
+        pair
+        for theirs, ours_ in zip(expected, found, strict=True)
+        for pair in zip(theirs, ours_, strict=False)
     ]
-    masks = sum(map(len, reference()))
     decoder = sam.mask_decoder
     original_parts = {
         "encoder": (sam.image_encoder, "forward"),
@@ -101,10 +103,11 @@ def compare_generators(
     }
     parts = partial(_per_slice, len(greys))
     return compare(reference, mine, repetitions=repetitions, slices=len(greys)) | {
-        "masks": masks,
+        "masks": sum(map(len, expected)),
+        "our_masks": sum(map(len, found)),
         "equal_masks": sum(_same(*pair) for pair in pairs),
-        "reference_parts": parts(time_parts(reference, original_parts, repetitions=1)),
-        "our_parts": parts(time_parts(mine, our_parts, repetitions=1)),
+        "reference_parts": parts(time_parts(reference, original_parts)),
+        "our_parts": parts(time_parts(mine, our_parts)),
     }
 
 
@@ -174,8 +177,8 @@ def compare_lungs(
         ) | {
             "agreement_mean": round(float(np.mean(agreement)), 5),
             "agreement_least": round(float(np.min(agreement)), 5),
-            "reference_parts": parts(time_parts(reference, reference_parts, repetitions=1)),
-            "our_parts": parts(time_parts(mine, our_parts, repetitions=1)),
+            "reference_parts": parts(time_parts(reference, reference_parts)),
+            "our_parts": parts(time_parts(mine, our_parts)),
         }
     return results
 

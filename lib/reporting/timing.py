@@ -7,8 +7,6 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-
 REST = "everything else"
 
 
@@ -45,24 +43,20 @@ def _timed(function: Callable, seconds: dict[str, float], label: str) -> Callabl
 
 
 def time_parts(
-    work: Callable[[], object], functions: Mapping[str, tuple[Any, str]], *, repetitions: int
+    work: Callable[[], object], functions: Mapping[str, tuple[Any, str]]
 ) -> dict[str, float]:
-    """Median seconds of the parts of some work, after one call that is not counted.
+    """Seconds of the parts of some work that has been done before.
 
     Args:
-        work: what to do.
+        work: what to do, once.
         functions: as for `seconds_in`.
-        repetitions: counted calls.
 
     Returns:
         Seconds by label, what is in none of them under `REST`, and the whole under ``"all"``.
     """
-    work()
-    found = []
-    for _ in range(repetitions):
-        begin = perf_counter()
-        with seconds_in(functions) as seconds:
-            work()
-        whole = perf_counter() - begin
-        found.append({**seconds, REST: whole - sum(seconds.values()), "all": whole})
-    return {name: round(float(np.median([one[name] for one in found])), 4) for name in found[0]}
+    begin = perf_counter()
+    with seconds_in(functions) as seconds:
+        work()
+    whole = perf_counter() - begin
+    parts = {**seconds, REST: whole - sum(seconds.values()), "all": whole}
+    return {name: round(value, 4) for name, value in parts.items()}
