@@ -3,7 +3,7 @@
 # make lab     set up .venv if needed, then open JupyterLab on the notebooks
 # make benchmark   measure speed and memory on this machine, after make repro; leave it alone meanwhile
 # make checkpoints   list the official weights: where from, whether there and intact
-# make clean   remove everything that the study made; raw data and .venv stay
+# make clean   remove everything that the study made; raw data, checkpoints and .venv stay
 
 PYTHON ?= python3
 READY := .venv/ready
@@ -30,7 +30,7 @@ checkpoints: $(READY)
 	  reports/notebooks/checkpoints.ipynb
 
 clean:
-	rm -rf data/prepared data/integrity data/segmented data/scores data/models data/predictions \
+	rm -rf data/prepared data/integrity data/segmented data/scores data/models/*/ data/predictions \
 	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 

@@ -36,6 +36,12 @@ TINY = {
         "epochs": 2,
         "schedule": {"kind": "one-cycle", "total_steps": 2, "pct_start": 0.5},
     },
+    "train_clip": {
+        "slices": {"train": 12, "validation": 12, "test": 12},
+        "batch_crops": 16,
+        "steps_per_epoch": 2,
+        "epochs": 2,
+    },
     "ablate_sam2clip2sam": {"scans": 2, "slices_per_scan": 2},
     "racnet": {
         "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
