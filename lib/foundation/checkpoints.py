@@ -56,9 +56,9 @@ def _sam(file: str, sha256: str, size: int, purpose: str) -> Checkpoint:
 
 
 # URLs and the first digits in the file names: segment-anything's README. Full hashes and sizes:
-# stated alike by several public projects that check them, among them micro-sam and
-# SlicerSegmentAnything for SAM (the size of ViT-L by one of them); for CLIP by two projects that
-# pin open_clip's ViT-L-14-quickgelu with OpenAI's weights. The files themselves were not at hand.
+# stated alike by several public projects that check them for SAM (the size of ViT-L by one of
+# them); for CLIP in full by one project, and its first ten digits by a second. The files themselves
+# were not at hand.
 CHECKPOINTS = {
     "vit_h": _sam(
         "sam_vit_h_4b8939.pth",
