@@ -349,7 +349,7 @@ class MaskGenerator:
             size: height and width of the picture.
 
         Returns:
-            bool, shape (boxes, height, width).
+            bool, shape (boxes, height, width); small islands and holes are mended here too.
         """
         frame = self._frame((0, 0, size[1], size[0]), size)
         corners = frame.to_input(np.asarray(boxes, float).reshape(-1, 2, 2)).reshape(-1, 4)
@@ -362,7 +362,9 @@ class MaskGenerator:
             shared = share_picture(self.sam, embedding)
             decoded = decode(self.sam, shared, prompts, exact=self.exact)
             logits = upscale(self.sam, decoded, shared.grid)[:, 0]
-        return (self._enlarged(logits, frame) > self.sam.mask_threshold).cpu().numpy()
+        masks = (self._enlarged(logits, frame) > self.sam.mask_threshold).cpu().numpy()
+        least = self.settings.min_mask_region_area
+        return np.stack([_filled(mask, least) for mask in masks]) if least > 0 else masks
 
     # -------------------------------------------------------------------------------- inside
     def _autocast(self) -> torch.autocast:

@@ -12,6 +12,7 @@ import torch
 from open_clip import CLIP
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
+from segment_anything.utils.amg import remove_small_regions
 
 from lib.foundation.clip import crop_to_mask, embed_crops, embed_sentences, similarity
 from lib.segmentation.sam2clip2sam import Choice, boxes_around, regions_of_interest
@@ -53,9 +54,17 @@ def plain_lungs(
     predictor = SamPredictor(sam)
     predictor.set_image(picture)
     lungs = np.zeros(grey.shape, bool)
-    for box in boxes_around(np.stack(masks)[chosen]):
-        lungs |= predictor.predict(box=box, multimask_output=False)[0][0]
+    for box in boxes_around(np.stack(masks)[chosen], largest_piece=choice.largest_piece):
+        lungs |= _mended(predictor.predict(box=box, multimask_output=False)[0][0], settings)
     return lungs
+
+
+def _mended(mask: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """A mask without small holes and islands, as the generator mends its own."""
+    least = settings.get("min_mask_region_area", 0)
+    for mode in ("holes", "islands") if least else ():
+        mask, _ = remove_small_regions(mask, least, mode=mode)
+    return mask
 
 
 def _may_be_lung(record: Mapping[str, Any], choice: Choice) -> bool:

@@ -11,6 +11,8 @@ What the paper leaves open is a setting, and the paper's letter is a preset of i
   largest; here both a smallest and a largest share of the slice are given;
 - equation 6 takes one arg max, which is one lung; here the best ``regions`` masks are taken that do
   not lie within one another (SaLIP, whose equations these are, takes two);
+- equation 7 takes the box of the whole mask, which one stray island stretches over both lungs; here
+  it is the box of the mask's largest piece;
 - nothing is said of slices without lungs; here a mask less similar than ``similarity_floor`` is no
   lung, and a slice without any is empty.
 """
@@ -27,7 +29,7 @@ import torch
 from open_clip import CLIP
 from torch import nn
 
-from lib.data.masks import body_mask, separate_lungs, tissue_threshold
+from lib.data.masks import body_mask, largest_regions, separate_lungs, tissue_threshold
 from lib.data.scan import Scan, to_grey
 from lib.foundation.checkpoints import (
     expected_checkpoint,
@@ -58,6 +60,7 @@ class Choice:
         most_borders: borders of the slice that a mask may touch; the background touches four.
         regions: how many masks are taken; 1 is equation 6 to the letter.
         cut_to_box: whether a crop is cut to the box of its mask; equation 2 only multiplies.
+        largest_piece: whether a box is drawn around the largest connected piece of a mask only.
         similarity_floor: least similarity of a lung; None takes the best whatever it is.
         crops_per_batch: crops that CLIP sees together; bounds memory.
     """
@@ -67,6 +70,7 @@ class Choice:
     most_borders: int = 1
     regions: int = 2
     cut_to_box: bool = True
+    largest_piece: bool = True
     similarity_floor: float | None = None
     crops_per_batch: int = 256
 
@@ -168,18 +172,20 @@ def _within_one_another(one: np.ndarray, other: np.ndarray) -> bool:
     return np.count_nonzero(one & other) > WITHIN * smaller
 
 
-def boxes_around(masks: np.ndarray) -> np.ndarray:
+def boxes_around(masks: np.ndarray, *, largest_piece: bool = False) -> np.ndarray:
     """The tight box of each mask (equation 7): least and greatest x and y.
 
     Args:
         masks: bool, shape (masks, height, width), none empty.
+        largest_piece: whether only the largest connected piece of a mask counts.
 
     Returns:
         (x0, y0, x1, y1) in pixels, shape (masks, 4).
     """
+    pieces = [largest_regions(mask, 1) for mask in masks] if largest_piece else masks
     boxes = [
         (columns[0], rows[0], columns[-1], rows[-1])
-        for mask in masks
+        for mask in pieces
         for rows, columns in [(np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)))]
     ]
     return np.array(boxes, float).reshape(-1, 4)
@@ -310,7 +316,7 @@ class Sam2Clip2SamSegmenter:
             regions=self.choice.regions,
             floor=self.choice.similarity_floor,
         )
-        boxes = boxes_around(masks[chosen])
+        boxes = boxes_around(masks[chosen], largest_piece=self.choice.largest_piece)
         final = np.zeros((0, *size), bool)
         if len(boxes):
             final = self.generator.segment_boxes(sight.embedding, boxes, size)

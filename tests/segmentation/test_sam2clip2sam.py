@@ -104,19 +104,27 @@ def test_equation_7_is_the_tight_box():
     assert boxes_around(np.zeros((0, 4, 4), bool)).shape == (0, 4)
 
 
+def test_a_stray_island_stretches_no_box():
+    mask = block((2, 12), (2, 8)) | block((15, 18), (15, 18))
+    assert boxes_around(mask[None], largest_piece=True).tolist() == [[2, 2, 7, 11]]
+    assert boxes_around(mask[None]).tolist() == [[2, 2, 17, 17]]
+
+
 def test_equation_8_is_a_union():
     masks = np.stack([block((0, 2), (0, 2)), block((5, 7), (5, 7))])
     assert np.array_equal(union(masks, (20, 20)), masks[0] | masks[1])
     assert not union(np.zeros((0, 4, 4), bool), (4, 4)).any()
 
 
-def test_exact_equals_the_plain_reading(lively_sam, clip, scan):
-    choice = {"area": (0.001, 0.6), "most_borders": 4}
-    segmenter = segmenter_of(lively_sam, clip, **choice)
+@pytest.mark.parametrize("least", [0, 40])
+def test_exact_equals_the_plain_reading(lively_sam, clip, scan, least):
+    settings = SETTINGS | {"min_mask_region_area": least}
+    choice = Choice(sentences=SENTENCES, area=(0.001, 0.6), most_borders=4)
+    segmenter = Sam2Clip2SamSegmenter(MaskGenerator(lively_sam, **settings), clip, choice)
     journeys = segmenter.choose(segmenter.look(scan.voxels))
     found = 0
     for grey, journey in zip(scan.voxels, journeys, strict=True):
-        plain = plain_lungs(grey, lively_sam, clip, segmenter.choice, SETTINGS)
+        plain = plain_lungs(grey, lively_sam, clip, choice, settings)
         np.testing.assert_array_equal(journey.lungs, plain)
         found += plain.any()
     assert found
