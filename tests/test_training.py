@@ -391,3 +391,16 @@ def test_a_process_killed_again_and_again_ends_with_the_same_bytes(tmp_path, rep
         ("undisturbed", "8", "0"),
     ]
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_to_nothing():
+    optimizer = torch.optim.AdamW(torch.nn.Linear(2, 1).parameters(), lr=0.5)
+    (schedule,) = training.schedules([optimizer], kind="one-cycle", total_steps=10, pct_start=0.3)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 10:
+            schedule.step()
+    assert max(rates) == pytest.approx(0.5) and rates.index(max(rates)) == 2
+    assert rates[0] < 0.05 and rates[-1] < 1e-4

@@ -34,7 +34,7 @@ TINY = {
         "batch_slices": 2,
         "steps_per_epoch": 2,
         "epochs": 2,
-        "schedule": {"kind": "one-cycle", "total_steps": 2, "pct_start": 0.5},
+        "schedule": {"kind": "one-cycle", "total_steps": 4, "pct_start": 0.5},
     },
     "train_clip": {
         "slices": {"train": 12, "validation": 12, "test": 12},
