@@ -26,6 +26,20 @@ from lib.reporting.timing import time_parts
 
 LIVELY_HYPERNETWORK, LIVELY_QUALITY = 30, 20  # spread a random network's masks and qualities
 
+# The steps of lung segmentation, each by the function that does it: read plainly, and ours.
+PLAIN_PARTS = {
+    "segment everything": (SamAutomaticMaskGenerator, "generate"),
+    "CLIP": (plain, "embed_crops"),
+    "box prompts": (plain.SamPredictor, "predict"),
+    "embedding again": (plain.SamPredictor, "set_image"),
+}
+LUNG_PARTS = {
+    "embedding": (MaskGenerator, "embed"),
+    "segment everything": (MaskGenerator, "propose"),
+    "CLIP": (sam2clip2sam, "embed_crops"),
+    "box prompts": (MaskGenerator, "segment_boxes"),
+}
+
 
 def device_name() -> str:
     """The first GPU's name, or ``"cpu"``."""
@@ -151,18 +165,6 @@ def compare_lungs(
         return [plain.plain_lungs(grey, sam, clip, choice, of_original) for grey in greys]
 
     expected = [exact(Scan(one[None]))[0] > 0 for one in slices]
-    reference_parts = {
-        "segment everything": (SamAutomaticMaskGenerator, "generate"),
-        "CLIP": (plain, "embed_crops"),
-        "box prompts": (plain.SamPredictor, "predict"),
-        "embedding again": (plain.SamPredictor, "set_image"),
-    }
-    our_parts = {
-        "embedding": (MaskGenerator, "embed"),
-        "segment everything": (MaskGenerator, "propose"),
-        "CLIP": (sam2clip2sam, "embed_crops"),
-        "box prompts": (MaskGenerator, "segment_boxes"),
-    }
     scan = Scan(np.stack(greys))
     parts = partial(_per_slice, len(greys))
     results = {}
@@ -177,8 +179,8 @@ def compare_lungs(
         ) | {
             "agreement_mean": round(float(np.mean(agreement)), 5),
             "agreement_least": round(float(np.min(agreement)), 5),
-            "reference_parts": parts(time_parts(reference, reference_parts)),
-            "our_parts": parts(time_parts(mine, our_parts)),
+            "reference_parts": parts(time_parts(reference, PLAIN_PARTS)),
+            "our_parts": parts(time_parts(mine, LUNG_PARTS)),
         }
     return results
 
