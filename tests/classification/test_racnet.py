@@ -15,8 +15,8 @@ from lib.classification.racnet import (
     VARIANTS,
     RACNet,
     RoutedDense,
+    build,
     build_optimizers,
-    build_racnet,
     imagenet_weights,
     routing_positions,
     run_packed,
@@ -54,7 +54,7 @@ def random_slices(total, channels=1, size=16):
 
 
 def test_the_papers_network_has_16020734_parameters():
-    model = build_racnet(**VARIANTS["paper"])
+    model = build(**VARIANTS["paper"])
     assert sum(weights.numel() for weights in model.parameters()) == 16_020_734
     parts = [model.backbone, model.normalisation, model.recurrent, model.dense, model.output]
     counts = [sum(weights.numel() for weights in part.parameters()) for part in parts]
@@ -321,15 +321,13 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(frozen):
 
 
 def test_frozen_blocks_do_not_train():
-    model = build_racnet(
-        backbone=racnet.LITE0, frozen_blocks=3, freeze_batch_norm=True, positions=8
-    )
+    model = build(backbone=racnet.LITE0, frozen_blocks=3, freeze_batch_norm=True, positions=8)
     trained = {name for name, w in model.backbone.named_parameters() if w.requires_grad}
     assert not any(name.startswith(("conv_stem", "bn1", "blocks.2")) for name in trained)
     assert {"blocks.3.0.conv_pw.weight", "conv_head.weight"} <= trained
     build_optimizers(model, learning_rate=1e-4)
     with pytest.raises(ValueError, match="freeze_batch_norm"):
-        build_racnet(backbone=racnet.LITE0, frozen_blocks=3)
+        build(backbone=racnet.LITE0, frozen_blocks=3)
 
 
 # -------------------------------------------------------------------------------- ImageNet weights
@@ -349,7 +347,7 @@ def test_packaged_weights_recognise_pictures(picture, classes):
 
 
 def test_the_small_variant_starts_from_imagenet():
-    model = build_racnet(**VARIANTS["small"])
+    model = build(**VARIANTS["small"])
     weights = imagenet_weights()
     for name, values in model.backbone.state_dict().items():
         torch.testing.assert_close(values, weights[name], rtol=0, atol=0)
@@ -358,7 +356,7 @@ def test_the_small_variant_starts_from_imagenet():
 
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="no packaged ImageNet weights"):
-        build_racnet(backbone="efficientnet_b0", backbone_weights="imagenet")
+        build(backbone="efficientnet_b0", backbone_weights="imagenet")
 
 
 def test_an_altered_weight_file_is_refused(tmp_path, monkeypatch):
@@ -375,9 +373,7 @@ def test_a_checkpoint_of_ones_own_is_loaded(tmp_path):
     from safetensors.torch import save_file
 
     save_file(imagenet_weights(), tmp_path / "own.safetensors")
-    model = build_racnet(
-        backbone=racnet.LITE0, backbone_weights=tmp_path / "own.safetensors", positions=4
-    )
+    model = build(backbone=racnet.LITE0, backbone_weights=tmp_path / "own.safetensors", positions=4)
     torch.testing.assert_close(
         model.backbone.conv_stem.weight.contiguous(), imagenet_weights()["conv_stem.weight"]
     )

@@ -43,8 +43,10 @@ TINY = {
         "epochs": 2,
     },
     "ablate_sam2clip2sam": {"scans": 2, "slices_per_scan": 2},
-    "racnet": {
-        "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
+    "classify": {
+        "racnet": {
+            "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
+        }
     },
 }
 

@@ -17,7 +17,7 @@ from .conftest import environment, notebook_code
 RUNS = {  # how often each stage is killed, and where its results lie
     "prepare": (4, ["data/prepared"]),
     "segment_morphology": (3, ["data/segmented"]),
-    "racnet": (3, ["data/models", "data/predictions"]),
+    "classify": (3, ["data/models", "data/predictions"]),
 }
 EARLIEST = 0.05  # seconds
 

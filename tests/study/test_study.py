@@ -10,7 +10,7 @@ from lib.evaluation.classification import read_predictions, validate_predictions
 
 from .conftest import change_parameters, run_in
 
-SYSTEM = "racnet_alignment-none"
+SYSTEM = "racnet-none"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_metrics_are_dvc_metrics(study):
 def test_learning_curves_are_dvc_plots(study):
     output = run_in(study, "dvc", "plots", "show", "--out", "shown")
     assert "index.html" in output
-    assert "validation_loss" in (study / "shown/index.html").read_text()
+    assert "train_loss" in (study / "shown/index.html").read_text()
 
 
 def test_a_second_run_finds_nothing_to_do(study):
@@ -91,9 +91,9 @@ def test_a_second_run_finds_nothing_to_do(study):
 
 def test_a_parameter_of_racnet_concerns_racnet_and_the_reports_only(study):
     try:
-        change_parameters(study, {"racnet": {"small": {"learning_rate": 2.0e-4}}})
+        change_parameters(study, {"classify": {"racnet": {"small": {"learning_rate": 2.0e-4}}}})
         planned = run_in(study, "dvc", "repro", "--dry", "--force-downstream")
     finally:
-        change_parameters(study, {"racnet": {"small": {"learning_rate": 1.0e-4}}})
+        change_parameters(study, {"classify": {"racnet": {"small": {"learning_rate": 1.0e-4}}}})
     stages = set(re.findall(r"Running stage '([\w@-]+)'", planned))
-    assert stages == {"racnet@phantom-none-alignment", "tables", "figures"}
+    assert stages == {"classify@phantom-none-racnet", "tables", "figures"}

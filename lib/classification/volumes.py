@@ -1,0 +1,126 @@
+"""Scans as input of 3-D networks: one tensor of fixed size per scan.
+
+Each published system prepares its volumes in its own way; what they share is here: reading once,
+random views that depend on the seed alone, batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lib.classification.inputs import ScanItem
+
+View = Callable[[np.ndarray, np.random.Generator | None], Tensor]
+
+
+class VolumeBatch(NamedTuple):
+    """Several scans as a 3-D network takes them.
+
+    Attributes:
+        volumes: shape (scans, ...), of the same shape for every scan.
+        targets: int64, shape (scans,).
+        scan_ids: pseudonymous name of each scan.
+    """
+
+    volumes: Tensor
+    targets: Tensor
+    scan_ids: list[str]
+
+
+class ScanVolumes(Dataset):
+    """Scans as (view, target, scan_id).
+
+    An index asks for the plain view of a scan; a pair (index, seed), as `SeededOrder` draws it, for
+    a random view. So augmentation depends on the seed alone, not on the number of worker processes.
+
+    Args:
+        scans: what to read, in this order.
+        load: reads a scan once, without anything random.
+        view: from what was loaded, and a generator or None, to what the network sees.
+        cache: keep what was loaded in memory; use it with ``num_workers=0``.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[ScanItem],
+        *,
+        load: Callable[[ScanItem], np.ndarray],
+        view: View,
+        cache: bool = False,
+    ) -> None:
+        self.scans, self.load, self.view = list(scans), load, view
+        self._cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, asked: int | tuple[int, int]) -> tuple[Tensor, int, str]:
+        index, seed = asked if isinstance(asked, tuple) else (asked, None)
+        generator = None if seed is None else np.random.default_rng(seed)
+        scan = self.scans[index]
+        return self.view(self._loaded(index), generator), scan.target, scan.scan_id
+
+    def _loaded(self, index: int) -> np.ndarray:
+        """One scan, from memory where it is kept."""
+        if self._cache is None:
+            return self.load(self.scans[index])
+        if index not in self._cache:
+            self._cache[index] = self.load(self.scans[index])
+        return self._cache[index]
+
+
+class SeededOrder(Sampler[tuple[int, int]]):
+    """Every index once in random order, each with a seed, from PyTorch's random numbers.
+
+    Args:
+        length: number of items.
+        rounds: so many times per epoch, for small training parts.
+    """
+
+    def __init__(self, length: int, *, rounds: int = 1) -> None:
+        self.length, self.rounds = length, rounds
+
+    def __len__(self) -> int:
+        return self.length * self.rounds
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for _ in range(self.rounds):
+            order = torch.randperm(self.length).tolist()
+            yield from zip(order, torch.randint(2**31, (self.length,)).tolist(), strict=True)
+
+
+def stack(items: Sequence[tuple[Tensor, int, str]]) -> VolumeBatch:
+    """Batch of volumes of one shape (the ``collate_fn`` of `ScanVolumes`)."""
+    volumes, targets, scan_ids = zip(*items, strict=True)
+    return VolumeBatch(torch.stack(volumes), torch.tensor(targets), list(scan_ids))
+
+
+def random_batches(
+    scans: ScanVolumes, *, batch_size: int, rounds: int = 1, processes: int = 0
+) -> DataLoader:
+    """Random views in random order, for training.
+
+    Args:
+        scans: the training part.
+        batch_size: scans per batch; the last one of an epoch may hold fewer, but never only one,
+            which batch normalisation could not take: that one is left out.
+        rounds: times that every scan is seen in one epoch.
+        processes: that load beside the training.
+    """
+    return DataLoader(
+        scans,
+        batch_size=batch_size,
+        sampler=SeededOrder(len(scans), rounds=rounds),
+        collate_fn=stack,
+        num_workers=processes,
+        drop_last=(len(scans) * rounds) % batch_size == 1 and len(scans) > 1,
+    )
+
+
+def plain_batches(scans: ScanVolumes, *, batch_size: int, processes: int = 0) -> DataLoader:
+    """Plain views in the given order, for validation and prediction."""
+    return DataLoader(scans, batch_size=batch_size, collate_fn=stack, num_workers=processes)

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.classification.inputs import ScanItem
+from lib.classification.volumes import (
+    ScanVolumes,
+    SeededOrder,
+    plain_batches,
+    random_batches,
+    stack,
+)
+
+
+def make_scans(count):
+    return [
+        ScanItem(scan_id=f"{number}", volume=Path(f"{number}"), mask=None, target=number % 2)
+        for number in range(count)
+    ]
+
+
+def make_volumes(count, *, cache=False, read=None):
+    def load(scan):
+        if read is not None:
+            read.append(scan.scan_id)
+        return np.full((2, 3, 3), float(scan.scan_id), np.float32)
+
+    def view(volume, generator):
+        noise = 0.0 if generator is None else generator.uniform()
+        return torch.from_numpy(volume[None] + np.float32(noise))
+
+    return ScanVolumes(make_scans(count), load=load, view=view, cache=cache)
+
+
+def test_a_batch_holds_views_targets_and_names():
+    batch = stack([make_volumes(3)[index] for index in (0, 2)])
+    assert batch.volumes.shape == (2, 1, 2, 3, 3)
+    assert batch.volumes[1].unique().tolist() == [2.0]
+    assert batch.targets.tolist() == [0, 0] and batch.scan_ids == ["0", "2"]
+
+
+def test_a_seed_asks_for_a_random_view_and_none_for_the_plain_one():
+    volumes = make_volumes(1)
+    plain, seeded = volumes[0][0], volumes[0, 7][0]
+    assert torch.equal(plain, volumes[0][0])
+    assert not torch.equal(plain, seeded)
+    assert torch.equal(seeded, volumes[0, 7][0]) and not torch.equal(seeded, volumes[0, 8][0])
+
+
+@pytest.mark.parametrize(("cache", "expected"), [(False, 4), (True, 2)])
+def test_a_cached_scan_is_read_once(cache, expected):
+    read = []
+    volumes = make_volumes(2, cache=cache, read=read)
+    for index in (0, 1, 0, 1):
+        assert volumes[index][0].unique().tolist() == [float(index)]
+    assert len(read) == expected
+
+
+def test_the_order_holds_every_scan_once_per_round_and_follows_the_seed():
+    order = SeededOrder(5, rounds=2)
+    torch.manual_seed(1)
+    first, second = list(order), list(order)
+    torch.manual_seed(1)
+    assert list(order) == first != second
+    assert len(first) == len(order) == 10
+    assert sorted(i for i, _ in first[:5]) == sorted(i for i, _ in first[5:]) == list(range(5))
+    assert len({seed for _, seed in first}) == 10
+
+
+def views_of(loader):
+    torch.manual_seed(3)
+    return torch.cat([batch.volumes for batch in loader])
+
+
+def test_random_views_do_not_depend_on_the_number_of_processes():
+    alone = views_of(random_batches(make_volumes(4), batch_size=2))
+    helped = views_of(random_batches(make_volumes(4), batch_size=2, processes=2))
+    assert torch.equal(alone, helped)
+
+
+@pytest.mark.parametrize(("count", "size", "rounds"), [(5, 2, 1), (5, 4, 1), (3, 2, 3), (1, 2, 1)])
+def test_no_training_batch_of_several_scans_is_left_with_one(count, size, rounds):
+    loader = random_batches(make_volumes(count), batch_size=size, rounds=rounds)
+    sizes = [len(batch.targets) for batch in loader]
+    assert sizes and (min(sizes) > 1 or count == 1)
+    if count > 1:
+        nn.BatchNorm3d(1)(next(iter(loader)).volumes)
+
+
+def test_plain_batches_keep_the_order():
+    batches = list(plain_batches(make_volumes(3), batch_size=2))
+    assert [name for batch in batches for name in batch.scan_ids] == ["0", "1", "2"]
+    assert [len(batch.targets) for batch in batches] == [2, 1]
