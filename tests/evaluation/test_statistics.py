@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from lib.evaluation import statistics
@@ -20,6 +21,7 @@ from lib.evaluation.statistics import (
     bootstrap_difference,
     bootstrap_interval,
     classification_statistic,
+    delong_test,
     holm_adjusted,
     mcnemar_exact,
     mean_statistic,
@@ -287,3 +289,97 @@ def test_holm_counts_the_comparisons_that_were_made():
     adjusted = holm_adjusted([0.04, np.nan, 0.01])
     np.testing.assert_allclose(adjusted, [0.04, np.nan, 0.02])
     assert holm_adjusted([]).shape == (0,)
+
+
+def structural_components(positives, negatives):
+    """DeLong's V10 and V01 by comparing every pair."""
+    won = np.array([[(x > y) + (x == y) / 2 for y in negatives] for x in positives])
+    return won.mean(axis=1), won.mean(axis=0)
+
+
+def delong_by_all_pairs(truth, first, second):
+    """The test as printed: areas and the 2 x 2 covariance matrix S = S10 / m + S01 / n."""
+    parts = [structural_components(scores[truth], scores[~truth]) for scores in (first, second)]
+    areas = [of_positives.mean() for of_positives, _ in parts]
+    s10 = np.cov([of_positives for of_positives, _ in parts])
+    s01 = np.cov([of_negatives for _, of_negatives in parts])
+    covariance = s10 / truth.sum() + s01 / (~truth).sum()
+    contrast = np.array([1, -1])
+    return areas[0] - areas[1], np.sqrt(contrast @ covariance @ contrast)
+
+
+def make_two_scores(scans, seed, decimals=8):
+    """Two systems that see the same scans, one better than the other; ties where rounded."""
+    generator = np.random.default_rng(seed)
+    truth = generator.random(scans) < 0.4
+    truth[:4] = [True, True, False, False]
+    shared = generator.normal(size=scans)
+    first = truth + 0.7 * shared + generator.normal(scale=0.6, size=scans)
+    second = 0.5 * truth + 0.7 * shared + generator.normal(scale=0.6, size=scans)
+    return truth, first.round(decimals), second.round(decimals)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(4, 40), st.integers(0, 10_000), st.sampled_from([0, 1, 8]))
+def test_delong_equals_the_comparison_of_all_pairs(scans, seed, decimals):
+    truth, first, second = make_two_scores(scans, seed, decimals)
+    found = delong_test(truth, first, second)
+    difference, error = delong_by_all_pairs(truth, first, second)
+    assert found.difference == pytest.approx(difference, abs=1e-12)
+    assert found.standard_error == pytest.approx(error, abs=1e-9)
+    areas = [metrics.roc_auc_score(truth, scores) for scores in (first, second)]
+    assert found.difference == pytest.approx(areas[0] - areas[1], abs=1e-12)
+    if error > 1e-6:
+        chi_squared = (difference / error) ** 2
+        assert found.p_value == pytest.approx(stats.chi2.sf(chi_squared, 1), abs=1e-9)
+
+
+def test_delongs_standard_error_is_that_of_the_bootstrap():
+    truth, first, second = make_two_scores(300, 3)
+    weights = np.concatenate(list(resampled_weights(np.arange(300), 2000, 0)))
+    areas = [weighted_roc_auc(truth, scores, weights) for scores in (first, second)]
+    found = delong_test(truth, first, second)
+    assert found.standard_error == pytest.approx((areas[0] - areas[1]).std(), rel=0.08)
+
+
+def test_delong_rejects_at_its_level_where_systems_are_equal():
+    p_values = []
+    for seed in range(300):
+        truth, first, _ = make_two_scores(60, seed)
+        generator = np.random.default_rng(10_000 + seed)
+        second = truth + generator.normal(scale=(0.7**2 + 0.6**2) ** 0.5, size=60)  # as good
+        p_values.append(delong_test(truth, first, second).p_value)
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.09
+
+
+def test_delong_is_antisymmetric_and_sees_ranks_only():
+    truth, first, second = make_two_scores(40, 5)
+    found, swapped = delong_test(truth, first, second), delong_test(truth, second, first)
+    assert swapped.difference == pytest.approx(-found.difference)
+    assert swapped.p_value == pytest.approx(found.p_value)
+    stretched = delong_test(truth, np.exp(first), second**3)
+    assert stretched == pytest.approx(found)
+
+
+@pytest.mark.parametrize(
+    ("truth", "first", "second", "difference", "p_value"),
+    [
+        ([1, 1, 0, 0], [4, 3, 2, 1], [9, 8, 1, 0], 0.0, 1.0),  # the same order
+        ([1, 1, 0, 0], [4, 3, 2, 1], [1, 1, 1, 1], 0.5, np.nan),  # no variance at all
+        ([1, 0, 0], [3, 2, 1], [1, 2, 3], 1.0, np.nan),  # a class of one scan
+        ([1, 1], [3, 2], [1, 2], np.nan, np.nan),  # one class only
+    ],
+)
+def test_delong_says_what_it_cannot_tell(truth, first, second, difference, p_value):
+    found = delong_test(truth, first, second)
+    assert found.difference == pytest.approx(difference, nan_ok=True)
+    assert found.p_value == pytest.approx(p_value, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [([0.1, 0.2], "must have one length, got 3, 2, 3"), ([0.1, np.nan, 1], "not finite")],
+)
+def test_delong_refuses_scores_that_cannot_be_ranked(first, message):
+    with pytest.raises(ValueError, match=message):
+        delong_test([True, False, True], first, [0.1, 0.2, 0.3])
