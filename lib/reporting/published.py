@@ -3,6 +3,8 @@
 The only file of the project with results typed by hand. Values stand as printed, in percent. They
 are targets, not truths: several contradict the papers' own formulas or could not have been
 obtained on the stated number of scans; those carry a remark (FACTS sections 4.10, 5.3 and 8.1).
+What the first paper says of its data and of its own margins stands here too; `lib.reporting.audit`
+derives the remarks on it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -84,12 +86,30 @@ def _remarks(
     return {(*key, metric): text for key in keys for metric in metrics}
 
 
+def _merged(*parts: Mapping[tuple[str, str, str], str]) -> dict[tuple[str, str, str], str]:
+    """Remarks of several findings, those of one cell behind one another."""
+    merged: dict[tuple[str, str, str], str] = {}
+    for part in parts:
+        for cell, text in part.items():
+            merged[cell] = f"{merged[cell]}; {text}" if cell in merged else text
+    return merged
+
+
 _F1_COLUMNS = ("macro_f1", "f1_covid", "f1_non_covid")
+_CLASS_F1 = _F1_COLUMNS[1:]
+_DETECTION_COLUMNS = ("precision", "sensitivity", "f1_covid")
 _RACNET_ROWS = [("RACNet", name) for name in (NO_SEGMENTATION, CONVENTIONAL, SAM2CLIP2SAM)]
-# The remarks are printed; FACTS 8.1 derives them, as its findings 1, 3 and 4.
+# The remarks are printed; lib.reporting.audit derives each from the numbers (FACTS 8.1).
 _NOT_EQUATION_9 = "not the mean of the two class F1 scores, against equation 9 of the paper"
 _OTHER_CLASS_RATIO = "implies another ratio of classes than the competitors, so other scans"
+_UNREACHABLE_F1 = "no outcome on the 5,281 test scans gives this pair of class F1 scores"
+_UNREACHABLE_PRECISION = "no counts out of 255 and 76 scans (or the paper's 256) give this value"
 _UNREACHABLE_SENSITIVITY = "no count of scans out of 255 (or the paper's 256) gives this value"
+_ROUND_GAIN = "gains exactly a multiple of 0.25 over the row before"
+FDVTS_CITATION = (
+    "reached by the team's video transformer (arXiv 2211.14557); the paper cites its report on a "
+    "3-D ResNeSt (arXiv 2207.01758)"
+)
 
 _TABLE_1 = _PrintedTable(
     paper=SAM2CLIP2SAM_PAPER,
@@ -107,21 +127,35 @@ _TABLE_1 = _PrintedTable(
         ("RACNet", CONVENTIONAL): (95.06, 94.18, 95.95),
         ("RACNet", SAM2CLIP2SAM): (96.81, 95.68, 97.95),
     },
-    remarks={
-        **_remarks(
+    remarks=_merged(
+        _remarks([("FDVTS", NO_SEGMENTATION)], _F1_COLUMNS, FDVTS_CITATION),
+        _remarks(
             [(name, SAM2CLIP2SAM) for name in ("MDAP", "FDVTS", "ACVLab")],
             ["macro_f1"],
             _NOT_EQUATION_9,
         ),
-        **_remarks(_RACNET_ROWS, _F1_COLUMNS, _OTHER_CLASS_RATIO),
-    },
+        _remarks(_RACNET_ROWS, _CLASS_F1, _OTHER_CLASS_RATIO),
+        _remarks(
+            [("MDAP", SAM2CLIP2SAM), ("ACVLab", SAM2CLIP2SAM)],
+            _CLASS_F1,
+            _UNREACHABLE_F1,
+        ),
+        _remarks(
+            [(name, SAM2CLIP2SAM) for name in ("MDAP", "FDVTS", "ACVLab")],
+            ["macro_f1"],
+            _ROUND_GAIN,
+        ),
+        _remarks(_RACNET_ROWS[1:], _F1_COLUMNS, _ROUND_GAIN),
+    ),
 )
+
+_MOSMED_COMPETITORS = ("MC3_18", "DenseNet3D121", "CovidNet3D", "EMARS-APS")
 
 _TABLE_2 = _PrintedTable(
     paper=SAM2CLIP2SAM_PAPER,
     table="Table 2",
     data_set="MosMedData, test",
-    metrics=("precision", "sensitivity", "f1_covid"),
+    metrics=_DETECTION_COLUMNS,
     rows={
         ("MC3_18", NO_SEGMENTATION): (79.43, 98.43, 87.92),
         ("MC3_18", SAM2CLIP2SAM): (80.93, 98.73, 88.95),
@@ -135,16 +169,125 @@ _TABLE_2 = _PrintedTable(
         ("RACNet", CONVENTIONAL): (94.69, 92.85, 93.76),
         ("RACNet", SAM2CLIP2SAM): (96.12, 94.86, 95.49),
     },
-    remarks=_remarks(
-        [
-            *[
-                (name, SAM2CLIP2SAM)
-                for name in ("MC3_18", "DenseNet3D121", "CovidNet3D", "EMARS-APS")
-            ],
-            *_RACNET_ROWS,
-        ],
-        ["sensitivity"],
-        _UNREACHABLE_SENSITIVITY,
+    remarks=_merged(
+        _remarks(
+            [("DenseNet3D121", SAM2CLIP2SAM)],
+            ["precision"],
+            _UNREACHABLE_PRECISION,
+        ),
+        _remarks(
+            [*[(name, SAM2CLIP2SAM) for name in _MOSMED_COMPETITORS], *_RACNET_ROWS],
+            ["sensitivity"],
+            _UNREACHABLE_SENSITIVITY,
+        ),
+        _remarks(
+            [(name, SAM2CLIP2SAM) for name in _MOSMED_COMPETITORS], ["precision"], _ROUND_GAIN
+        ),
+        _remarks(
+            [(name, SAM2CLIP2SAM) for name in ("DenseNet3D121", "EMARS-APS")],
+            ["sensitivity", "f1_covid"],
+            _ROUND_GAIN,
+        ),
+        _remarks([("RACNet", CONVENTIONAL)], _DETECTION_COLUMNS, _ROUND_GAIN),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PublishedCount:
+    """How many scans a part of a data set holds.
+
+    Attributes:
+        data_set: data set.
+        part: which part, and by whom counted.
+        positives: scans with COVID-19; None where only the sum is known.
+        negatives: scans without it; None likewise.
+        total: scans.
+        source: where the number stands.
+    """
+
+    data_set: str
+    part: str
+    positives: int | None
+    negatives: int | None
+    total: int
+    source: str
+
+
+COV19_CT_DB, MOSMED = "COV19-CT-DB (ECCV 2022)", "MosMedData"
+RELEASED_TEST, REMAINDER, VALIDATION_PART = "test, as released", "test, remainder", "validation"
+SPLIT_FILE, AS_PRINTED, WHOLE = "test, by the split file", "test, as printed", "all"
+_DATA_SECTION = "SAM2CLIP2SAM, section 4.1"
+
+SCAN_COUNTS = (
+    PublishedCount(COV19_CT_DB, WHOLE, 1550, 5044, 6594, _DATA_SECTION),
+    PublishedCount(COV19_CT_DB, "training", 882, 1110, 1992, _DATA_SECTION),
+    PublishedCount(COV19_CT_DB, VALIDATION_PART, 215, 289, 504, _DATA_SECTION),
+    PublishedCount(COV19_CT_DB, REMAINDER, 453, 3645, 4098, "all less training and validation"),
+    PublishedCount(COV19_CT_DB, RELEASED_TEST, None, None, 5281, "FACTS 6.3 and 7.1"),
+    PublishedCount(MOSMED, WHOLE, 856, 254, 1110, _DATA_SECTION),
+    PublishedCount(MOSMED, "training", 601, 178, 779, _DATA_SECTION),
+    PublishedCount(MOSMED, AS_PRINTED, 256, 76, 332, _DATA_SECTION),
+    PublishedCount(MOSMED, SPLIT_FILE, 255, 76, 331, "FACTS 7.2"),
+)
+
+
+@dataclass(frozen=True)
+class PublishedMargin:
+    """A difference between rows of a table that the paper's text states.
+
+    Attributes:
+        table: the table that the text is about.
+        said: the margin and the metric that the text names.
+        metric: that metric, as in the table.
+        value: as printed, in percentage points.
+        better: system and segmentation of the one row.
+        worse: of the other.
+    """
+
+    table: str
+    said: str
+    metric: str
+    value: float
+    better: Key
+    worse: Key
+
+
+_BEST, _PLAIN, _USUAL = _RACNET_ROWS[2], _RACNET_ROWS[0], _RACNET_ROWS[1]
+_OVER = "F1 of RACNet with SAM2CLIP2SAM over"
+MARGINS = (
+    PublishedMargin("Table 1", f"{_OVER} no segmentation", "macro_f1", 3.75, _BEST, _PLAIN),
+    PublishedMargin("Table 1", f"{_OVER} conventional", "macro_f1", 1.75, _BEST, _USUAL),
+    PublishedMargin(
+        "Table 1", f"{_OVER} the best competitor", "macro_f1", 7.69, _BEST, ("FDVTS", "none")
+    ),
+    PublishedMargin(
+        "Table 1", f"{_OVER} the worst competitor", "macro_f1", 8.94, _BEST, ("MDAP", "none")
+    ),
+    PublishedMargin("Table 2", f"{_OVER} no segmentation", "f1_covid", 3.43, _BEST, _PLAIN),
+    PublishedMargin("Table 2", f"{_OVER} conventional", "f1_covid", 1.43, _BEST, _USUAL),
+    PublishedMargin(
+        "Table 2", f"{_OVER} the best competitor", "f1_covid", 2.6, _BEST, ("EMARS-APS", "none")
+    ),
+    PublishedMargin(
+        "Table 2", f"{_OVER} the worst competitor", "f1_covid", 16.69, _BEST, ("MC3_18", "none")
+    ),
+    PublishedMargin(
+        "Table 2",
+        "smallest gain of a competitor by SAM2CLIP2SAM",
+        "f1_covid",
+        1.03,
+        ("MC3_18", SAM2CLIP2SAM),
+        ("MC3_18", NO_SEGMENTATION),
+    ),
+    # The largest F1 gains are 1.50 (DenseNet3D121 and EMARS-APS); 2.00 is CovidNet3D's precision.
+    PublishedMargin(
+        "Table 2",
+        "largest gain of a competitor by SAM2CLIP2SAM",
+        "f1_covid",
+        2.0,
+        ("CovidNet3D", SAM2CLIP2SAM),
+        ("CovidNet3D", NO_SEGMENTATION),
     ),
 )
 

@@ -1,0 +1,117 @@
+"""Tests of lib/evaluation/audit.py: scores that were measured must always be found possible."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from lib.evaluation.audit import (
+    chance_of_round_gains,
+    class_ratio_bounds,
+    counts_for_class_f1,
+    counts_for_detection,
+    counts_for_precision,
+    counts_for_rate,
+    f1_bounds,
+    is_mean_of,
+    is_round,
+    possible_positives,
+    prints_as,
+)
+
+OUTCOMES = st.tuples(
+    *[st.integers(0, 40)] * 4
+)  # true and false positives, false and true negatives
+WAYS = st.sampled_from([lambda v: round(v, 2), lambda v: np.floor(100 * v) / 100])  # of printing
+
+
+def percentages(found, false, missed, right):
+    """F1 of both classes, precision and sensitivity of an outcome, by scikit-learn where it can."""
+    truth = [1] * (found + missed) + [0] * (false + right)
+    called = [1] * found + [0] * missed + [1] * false + [0] * right
+    f1 = [100 * f1_score(truth, called, pos_label=label, zero_division=0) for label in (1, 0)]
+    return *f1, 100 * found / (found + false), 100 * found / (found + missed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(OUTCOMES, WAYS)
+def test_what_was_measured_is_found_among_the_possible_outcomes(outcome, printed):
+    found, false, missed, right = outcome
+    assume(found and false + missed and right)
+    positive, negative, precision, sensitivity = map(printed, percentages(*outcome))
+    positives, negatives = found + missed, false + right
+    counts = counts_for_class_f1(positive, negative, sum(outcome))
+    assert [found, false + missed, right] in counts.tolist()
+    assert (counts.sum(axis=1) == sum(outcome)).all()
+    assert positives in possible_positives(counts)
+    low, high = class_ratio_bounds(positive, negative)
+    assert low <= positives / negatives <= high
+    assert found in counts_for_rate(sensitivity, positives)
+    assert [found, false] in counts_for_precision(precision, positives, negatives).tolist()
+    row = counts_for_detection(precision, sensitivity, positive, positives, negatives)
+    assert [found, false] in row.tolist()
+    low, high = f1_bounds(precision, sensitivity)
+    assert low - 0.01 <= positive <= high + 0.01
+    assert is_mean_of(printed((percentages(*outcome)[0] + percentages(*outcome)[1]) / 2),
+                      (positive, negative))  # fmt: skip
+
+
+def test_possible_class_f1_outcomes_are_those_of_trying_all():
+    total, positive, negative = 60, 80.0, 85.71  # for example 20 found, 10 errors, 30 right
+    expected = []
+    for found, errors in product(range(1, total + 1), repeat=2):
+        right = total - found - errors
+        if right >= 0:
+            scores = [200 * right_ones / (2 * right_ones + errors) for right_ones in (found, right)]
+            if all(map(prints_as, scores, (positive, negative))):
+                expected.append([found, errors, right])
+    assert [20, 10, 30] in expected
+    assert counts_for_class_f1(positive, negative, total).tolist() == expected
+
+
+def test_outcomes_that_do_not_exist_give_empty_answers():
+    nothing = counts_for_class_f1(99.99, 12.34, 10)
+    assert nothing.shape == (0, 3)
+    assert len(possible_positives(nothing)) == 0
+    assert len(counts_for_rate(98.73, 255)) == 0
+    assert counts_for_rate(98.43, 255).tolist() == [251]
+
+
+def test_values_print_rounded_or_cut_off_but_not_rounded_up_twice():
+    assert prints_as([92.1549, 92.155, 92.16, 92.1699, 92.171], 92.16).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_ratio_of_classes_is_as_sharp_as_the_scores_are_high():
+    wide, narrow = class_ratio_bounds(80.0, 80.0), class_ratio_bounds(99.0, 99.0)
+    assert wide[0] < narrow[0] < 1 < narrow[1] < wide[1]
+
+
+def test_round_gains_and_their_chance():
+    assert [is_round(gain, 0.25) for gain in (2.0, 1.5, 1.75, 1.03, 89.87 - 87.87)] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert chance_of_round_gains(0, 33, 0.25) == pytest.approx(1)
+    assert chance_of_round_gains(1, 1, 0.25) == pytest.approx(1 / 25)
+    draws = np.random.default_rng(0).integers(0, 25, (20_000, 33)) == 0
+    expected = (draws.sum(axis=1) >= 3).mean()
+    assert chance_of_round_gains(3, 33, 0.25) == pytest.approx(expected, abs=0.01)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="at least one scan, got 0"):
+        counts_for_rate(50.0, 0)
+    with pytest.raises(ValueError, match=r"between 0 and 100, got 100\.0 and 90\.0"):
+        class_ratio_bounds(100.0, 90.0)
