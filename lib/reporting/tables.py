@@ -3,7 +3,8 @@
 Builders are pure: tables in, one table out, a row per system. A column ``x`` with an interval has
 the neighbours ``x_low`` and ``x_high``, one with a published counterpart ``x_published``. The CSV
 file keeps that form at full precision; Markdown and LaTeX show ``0.93 [0.88, 0.97]``. A system
-that was not run keeps its row, with n = 0, so that it still shows what was published.
+that was not run keeps its row, with n = 0, so that it still shows what was published; the column
+``not_measured``, where there is one, says why, and stands in the place of the values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,11 +30,15 @@ from lib.evaluation.statistics import (
 )
 
 NOT_RUN = "not run"
+FULL_ONLY = "only in the full study"
+NOT_MEASURED = "not_measured"
 UNDEFINED = "–"
 LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
 LATEX_WIDEST_TABLE = 100  # characters; wider tables are shrunk to the width of the text
 SMALLEST_P_VALUE = 0.001  # smaller ones are printed as below it
-P_VALUES = ("p_value", "p_holm")
+P_VALUES = (
+    "p_value", "p_holm", "p_mcnemar", "p_mcnemar_holm", "p_delong", "p_delong_holm",
+)  # fmt: skip
 LOW, HIGH, PUBLISHED = "_low", "_high", "_published"
 DECIMALS = 2
 PUBLISHED_DECIMALS = 4  # as printed: percent with two decimals
@@ -97,6 +102,17 @@ HEADINGS = {
     "distance_unit": "Distances in",
     "p_value": "p",
     "p_holm": "p, Holm",
+    "p_mcnemar": "p, McNemar",
+    "p_mcnemar_holm": "p, McNemar, Holm",
+    "p_delong": "p, DeLong",
+    "p_delong_holm": "p, DeLong, Holm",
+    "macro_f1_difference": "Macro F1, difference",
+    "f1_covid_difference": "F1 (covid), difference",
+    "roc_auc_difference": "ROC AUC, difference",
+    "giga_flops": "GFLOPs",
+    "seconds_per_scan": "Seconds per scan",
+    "peak_megabytes": "Peak memory, MB",
+    "parameters_published": "Parameters, published or computed",
 }
 
 _LATEX_ESCAPES = str.maketrans(
@@ -422,6 +438,8 @@ def classification_table(
     seed: int,
     split: str = TEST,
     thresholds: Mapping[SystemRun, float] | None = None,
+    published_as: Mapping[str, str] | None = None,
+    not_measured: str = NOT_RUN,
     repetitions: int = REPETITIONS,
 ) -> pd.DataFrame:
     """Each system's scores with the published ones beside them.
@@ -437,12 +455,14 @@ def classification_table(
         seed: of the bootstrap.
         split: rows to use.
         thresholds: of the systems that do not use 0.5; see ``choose_threshold``.
+        published_as: name in the published table of systems that are called otherwise here.
+        not_measured: what the row of a system that was not run says.
         repetitions: of the bootstrap.
 
     Returns:
         One row per system with ``data_set`` (measured on), ``n``, ``n_positive``, the scores with
-        95 % intervals over patients and published values (all fractions), ``published_on`` and
-        the remarks on the published values.
+        95 % intervals over patients and published values (all fractions), ``published_on``, the
+        remarks on the published values, and ``not_measured``, empty where it was.
 
     Raises:
         ValueError: when predictions are invalid or hold no row of the split, or when a published
@@ -452,18 +472,32 @@ def classification_table(
     for run, table in predictions.items():
         threshold = (thresholds or {}).get(run, DEFAULT_THRESHOLD)
         statistic = partial(classification_statistic, positive=positive, threshold=threshold)
-        tested = _tested(run, table, split)
+        tested = tested_rows(run, table, split)
         cells = _interval_cells(tested, statistic, columns, seed=seed, repetitions=repetitions)
         is_positive = tested["label"] == positive
         counts = {"n": len(tested), "n_positive": int(is_positive.sum())}
+        named = run._replace(system=(published_as or {}).get(run.system, run.system))
+        why = "" if len(tested) else not_measured
         rows.append(
-            run._asdict() | counts | _with_published(cells, columns, _of_run(published, run))
+            run._asdict()
+            | counts
+            | _with_published(cells, columns, published_of(published, named))
+            | {NOT_MEASURED: why}
         )
     return pd.DataFrame(rows)
 
 
-def _tested(run: SystemRun, predictions: pd.DataFrame | None, split: str) -> pd.DataFrame:
-    """The checked rows of a split; no row for a system that was not run."""
+def tested_rows(run: SystemRun, predictions: pd.DataFrame | None, split: str) -> pd.DataFrame:
+    """The checked rows of a split; no row for a system that was not run.
+
+    Args:
+        run: named where the predictions are at fault.
+        predictions: of that system; None where it was not run.
+        split: rows to use.
+
+    Raises:
+        ValueError: when predictions are invalid or hold no row of the split.
+    """
     if predictions is None:
         return pd.DataFrame(columns=["label", "patient_id"])
     try:
@@ -475,8 +509,19 @@ def _tested(run: SystemRun, predictions: pd.DataFrame | None, split: str) -> pd.
     return predictions[predictions["split"] == split]
 
 
-def _of_run(published: pd.DataFrame, run: SystemRun) -> pd.DataFrame:
-    """The published values of a system with its segmentation, on whatever data set."""
+def published_of(published: pd.DataFrame, run: SystemRun) -> pd.DataFrame:
+    """The published values of a system with its segmentation, on whatever data set.
+
+    Args:
+        published: published values of one table.
+        run: the system, as that table calls it.
+
+    Returns:
+        Its rows, by metric.
+
+    Raises:
+        ValueError: when a metric occurs twice.
+    """
     same = (published["system"] == run.system) & (published["segmentation"] == run.segmentation)
     values = published[same].set_index("metric")
     if not values.index.is_unique:
@@ -549,14 +594,15 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
         decimals: of fractional numbers; published ones keep the digits they were printed with.
 
     Returns:
-        Text cells under readable headings: value and interval in one cell, ``not run`` where n is
-        0, a dash where a value does not exist. Columns about published values are left out where
-        there is none at all.
+        Text cells under readable headings: value and interval in one cell, ``not run`` (or what
+        the column ``not_measured`` says) where n is 0, a dash where a value does not exist. Columns
+        about published values are left out where there is none at all.
     """
-    hidden = {name + suffix for name in table.columns for suffix in (LOW, HIGH)}
+    hidden = {name + suffix for name in table.columns for suffix in (LOW, HIGH)} | {NOT_MEASURED}
     hidden |= {name for name in table.columns if _about_published(name) and _empty(table[name])}
     shown = [name for name in table.columns if name not in hidden]
     not_run = table["n"].eq(0) if "n" in table else pd.Series(False, index=table.index)
+    why = table.get(NOT_MEASURED, pd.Series(NOT_RUN, index=table.index))
     cells = {}
     for name in shown:
         digits = PUBLISHED_DECIMALS if name.endswith(PUBLISHED) else decimals
@@ -564,7 +610,7 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
         if name + LOW in table:
             bounds_of = zip(text, table[name + LOW], table[name + HIGH], strict=True)
             text = [_with_interval(*cell, decimals=decimals) for cell in bounds_of]
-            text = [NOT_RUN if skip else cell for skip, cell in zip(not_run, text, strict=True)]
+            text = np.where(not_run, why, text).tolist()
         cells[heading(name)] = text
     return pd.DataFrame(cells, dtype=object)
 

@@ -278,7 +278,8 @@ def test_classification_table_puts_published_values_beside_measured_ones():
     assert row["macro_f1_published"] == 0.9306
     assert np.isnan(row["roc_auc_published"])
     assert row["published_on"] == "COV19-CT-DB (ECCV 2022), test"
-    assert row["remarks"].startswith("all: implies another ratio of classes")
+    assert row["remarks"].startswith("F1 (covid): implies another ratio of classes")
+    assert row["not_measured"] == ""
 
 
 def test_classification_table_keeps_systems_that_were_not_run():
@@ -291,6 +292,23 @@ def test_classification_table_keeps_systems_that_were_not_run():
     assert text.at[1, "Remarks"].startswith("Macro F1: not the mean")
     assert text.at[2, "Macro F1, published"] == "–"
     assert text.at[2, "Published on"] == "–"
+
+
+def test_a_row_that_this_size_of_the_study_leaves_out_says_so():
+    runs = {RACNET: make_predictions(), MDAP: None}
+    table = make_table(runs, not_measured="only in the full study")
+    assert table["not_measured"].tolist() == ["", "only in the full study"]
+    text = printable(table)
+    assert text["Macro F1"].tolist()[1] == "only in the full study"
+    assert text.at[0, "Macro F1"].startswith(f"{table.at[0, 'macro_f1']:.2f} [")
+    assert "Not measured" not in text and text.at[1, "Macro F1, published"] == "0.8987"
+
+
+def test_a_system_of_another_name_finds_its_published_values():
+    video = SystemRun("FDVTS (video)", "none", "phantom")
+    row = make_table({video: None}, published_as={"FDVTS (video)": "FDVTS"}).iloc[0]
+    assert (row["system"], row["macro_f1_published"]) == ("FDVTS (video)", 0.8911)
+    assert np.isnan(make_table({video: None}).at[0, "macro_f1_published"])
 
 
 def test_classification_table_takes_a_threshold_per_system():

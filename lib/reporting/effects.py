@@ -1,0 +1,195 @@
+"""What segmentation does to each system: the same scans, the same system, other input."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib.data.splits import TEST
+from lib.evaluation.classification import (
+    PROBABILITY_PREFIX,
+    class_names,
+    identifier_column,
+    predicted_classes,
+    probability_matrix,
+)
+from lib.evaluation.statistics import (
+    REPETITIONS,
+    bootstrap_difference,
+    classification_statistic,
+    delong_test,
+    holm_adjusted,
+    mcnemar_exact,
+)
+from lib.reporting.published import CONVENTIONAL, NO_SEGMENTATION, SAM2CLIP2SAM
+from lib.reporting.tables import (
+    HIGH,
+    LOW,
+    NOT_MEASURED,
+    NOT_RUN,
+    PUBLISHED,
+    SystemRun,
+    published_of,
+    tested_rows,
+)
+
+DIFFERENCES = ("macro_f1", "f1_covid", "roc_auc")
+TESTS = ("p_mcnemar", "p_delong")
+
+
+class Comparison(NamedTuple):
+    """One system on one data set with two inputs, the second of which is the reference."""
+
+    data_set: str
+    system: str
+    segmentation: str
+    reference: str
+
+    def runs(self) -> tuple[SystemRun, SystemRun]:
+        """The two runs that are compared, the reference last."""
+        pair = (self.segmentation, self.reference)
+        first, second = (SystemRun(self.system, name, self.data_set) for name in pair)
+        return first, second
+
+
+def segmentation_effect_table(
+    predictions: Mapping[SystemRun, pd.DataFrame | None],
+    published: pd.DataFrame,
+    *,
+    positive: str,
+    seed: int,
+    split: str = TEST,
+    published_as: Mapping[str, str] | None = None,
+    not_measured: str = NOT_RUN,
+    repetitions: int = REPETITIONS,
+) -> pd.DataFrame:
+    """The effect of segmentation on each system, with intervals and tests.
+
+    Every segmentation is compared with none, and SAM2CLIP2SAM with the conventional one. The
+    intervals draw patients, so all scans count. McNemar's and DeLong's tests want independent
+    scans: they see the first scan of each patient. Holm's correction takes all comparisons of a
+    data set, over systems and segmentations, together, for each of the tests.
+
+    Args:
+        predictions: for each system its predictions with the column ``patient_id``; None for a
+            system that was not run.
+        published: published values of one table.
+        positive: the class to detect.
+        seed: of the bootstrap.
+        split: rows to use.
+        published_as: name in the published table of systems that are called otherwise here.
+        not_measured: what the row of a comparison says of which a side was not run.
+        repetitions: of the bootstrap.
+
+    Returns:
+        One row per data set, system and pair: on how many scans (``n``) and ``patients``; the
+        differences of macro F1, F1 of the positive class and ROC AUC with 95 % intervals, and what
+        the published values differ by; the p-values, also after correction, and over how many
+        ``comparisons``.
+
+    Raises:
+        ValueError: when predictions are invalid, or two runs of a system cover other scans.
+    """
+    rows = []
+    for comparison in _comparisons(predictions):
+        first, second = (tested_rows(run, predictions.get(run), split) for run in comparison.runs())
+        cells = dict.fromkeys(_cell_names(), np.nan) | {"n": 0, "patients": 0}
+        if len(first) and len(second):
+            cells |= _compared(comparison, first, second, positive, seed, repetitions)
+        why = {NOT_MEASURED: "" if cells["n"] else not_measured}
+        gaps = _published_gaps(comparison, published, published_as or {})
+        rows.append(comparison._asdict() | cells | gaps | why)
+    names = [*Comparison._fields, *_cell_names()]
+    return _corrected(pd.DataFrame(rows, columns=None if rows else [*names, NOT_MEASURED]))
+
+
+def _comparisons(runs: Mapping[SystemRun, object]) -> Iterator[Comparison]:
+    """All pairs of inputs that are compared, systems in their order."""
+    systems = dict.fromkeys((run.data_set, run.system) for run in runs)
+    for data_set, system in systems:
+        names = [
+            run.segmentation for run in runs if (run.data_set, run.system) == (data_set, system)
+        ]
+        pairs = [(name, NO_SEGMENTATION) for name in names if name != NO_SEGMENTATION]
+        pairs += [(SAM2CLIP2SAM, CONVENTIONAL)]
+        for segmentation, reference in pairs:
+            if {segmentation, reference} <= set(names):
+                yield Comparison(data_set, system, segmentation, reference)
+
+
+def _cell_names() -> list[str]:
+    """Columns of a comparison, in their order."""
+    names = ["n", "patients"]
+    for metric in DIFFERENCES:
+        column = f"{metric}_difference"
+        names += [column, column + LOW, column + HIGH, column + PUBLISHED]
+    return [*names, *(name + suffix for name in TESTS for suffix in ("", "_holm"))]
+
+
+def _compared(
+    comparison: Comparison,
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    positive: str,
+    seed: int,
+    repetitions: int,
+) -> dict[str, float]:
+    """Differences with intervals, and the p-values."""
+    statistic = partial(classification_statistic, positive=positive)
+    try:
+        gaps = bootstrap_difference(first, second, statistic, seed=seed, repetitions=repetitions)
+    except ValueError as error:
+        raise ValueError(f"{' / '.join(comparison)}: {error}") from error
+    cells = {"n": len(first), "patients": first["patient_id"].nunique()}
+    for metric in DIFFERENCES:
+        if metric in gaps.index:
+            column = f"{metric}_difference"
+            values = gaps.loc[metric, ["value", "low", "high"]]
+            cells |= dict(zip((column, column + LOW, column + HIGH), values, strict=True))
+    return cells | _tests(_one_per_patient(first), _one_per_patient(second), positive)
+
+
+def _one_per_patient(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The first scan of each patient, by its name, so that scans are independent."""
+    ordered = predictions.sort_values(identifier_column(predictions), kind="stable")
+    return ordered.drop_duplicates("patient_id", ignore_index=True)
+
+
+def _tests(first: pd.DataFrame, second: pd.DataFrame, positive: str) -> dict[str, float]:
+    """P-values of McNemar's test on the classes and DeLong's on the ranking."""
+    right = [_is_right(part, positive) for part in (first, second)]
+    scores = [part[PROBABILITY_PREFIX + positive] for part in (first, second)]
+    delong = delong_test(first["label"] == positive, *scores)
+    return dict(zip(TESTS, (mcnemar_exact(*right), delong.p_value), strict=True))
+
+
+def _is_right(predictions: pd.DataFrame, positive: str) -> np.ndarray:
+    """Whether each scan is classified rightly at the threshold 0.5."""
+    called = predicted_classes(
+        probability_matrix(predictions), positive=positive, classes=class_names(predictions)
+    )
+    return called == predictions["label"].to_numpy(object)
+
+
+def _published_gaps(
+    comparison: Comparison, published: pd.DataFrame, published_as: Mapping[str, str]
+) -> dict[str, float]:
+    """What the published values of the two runs differ by; nan where one is missing."""
+    name = published_as.get(comparison.system, comparison.system)
+    ours, theirs = (
+        published_of(published, run._replace(system=name))["fraction"] for run in comparison.runs()
+    )
+    gaps = (ours - theirs).reindex(DIFFERENCES)
+    return {f"{metric}_difference{PUBLISHED}": gap for metric, gap in gaps.items()}
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with Holm's correction, data set by data set."""
+    parts = []
+    for _, part in table.groupby("data_set", sort=False):
+        adjusted = {f"{name}_holm": holm_adjusted(part[name]) for name in TESTS}
+        made = int(part["n"].gt(0).sum())
+        parts.append(part.assign(**adjusted, comparisons=made))
+    return pd.concat(parts, ignore_index=True) if parts else table.assign(comparisons=0)
