@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lib.data.splits import TEST
 from lib.evaluation.classification import (
@@ -23,6 +26,7 @@ from lib.evaluation.statistics import (
     holm_adjusted,
     mcnemar_exact,
 )
+from lib.reporting.pictures import STYLE, legend_beside, legend_name, line_style, panels
 from lib.reporting.published import CONVENTIONAL, NO_SEGMENTATION, SAM2CLIP2SAM
 from lib.reporting.tables import (
     HIGH,
@@ -31,6 +35,7 @@ from lib.reporting.tables import (
     NOT_RUN,
     PUBLISHED,
     SystemRun,
+    heading,
     published_of,
     tested_rows,
 )
@@ -193,3 +198,42 @@ def _corrected(table: pd.DataFrame) -> pd.DataFrame:
         made = int(part["n"].gt(0).sum())
         parts.append(part.assign(**adjusted, comparisons=made))
     return pd.concat(parts, ignore_index=True) if parts else table.assign(comparisons=0)
+
+
+@matplotlib.rc_context(STYLE)
+def systems_figure(table: pd.DataFrame, metric: str) -> Figure:
+    """One score of every system, by segmentation, beside the published one.
+
+    Args:
+        table: of ``lib.reporting.tables.classification_table``.
+        metric: a score that it holds.
+
+    Returns:
+        One panel per data set: a dot with its 95 % interval per system and segmentation, the
+        published value as a ring.
+    """
+    data_sets = list(dict.fromkeys(table["data_set"]))
+    systems = list(dict.fromkeys(table["system"]))
+    inputs = list(dict.fromkeys(table["segmentation"]))
+    figure, axes = panels(len(data_sets), size=(4.5, 1.0 + 0.42 * len(systems)))
+    for axis, data_set in zip(axes, data_sets, strict=True):
+        for row in table[table["data_set"] == data_set].to_dict("records"):
+            order = inputs.index(row["segmentation"])
+            place = systems.index(row["system"]) + 0.22 * (order - (len(inputs) - 1) / 2)
+            colour = line_style(order)["color"]
+            axis.plot([row[metric + LOW], row[metric + HIGH]], [place, place], color=colour)
+            axis.plot(row[metric], place, "o", color=colour, markersize=4)
+            ring = {"fillstyle": "none", "markersize": 6, "color": colour}
+            axis.plot(row[metric + PUBLISHED], place, "o", **ring)
+        axis.set_yticks(range(len(systems)), systems)
+        axis.set_ylim(len(systems) - 0.4, -0.6)
+        axis.set(title=data_set, xlabel=f"{heading(metric)}, 95 % interval", xlim=(None, 1.01))
+    handles = [
+        Line2D([], [], label=legend_name(name), color=line_style(order)["color"], marker="o")
+        for order, name in enumerate(inputs)
+    ]
+    ring = Line2D(
+        [], [], linestyle="", marker="o", fillstyle="none", color="0.3", label="published"
+    )
+    legend_beside(figure, [*handles, ring])
+    return figure

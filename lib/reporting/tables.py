@@ -17,7 +17,12 @@ import pandas as pd
 
 from lib.data.files import whole_file
 from lib.data.splits import SPLITS, TEST
-from lib.evaluation.classification import DEFAULT_THRESHOLD, validate_predictions
+from lib.evaluation.classification import (
+    DEFAULT_THRESHOLD,
+    attach_patients,
+    read_predictions,
+    validate_predictions,
+)
 from lib.evaluation.statistics import (
     REPETITIONS,
     Statistic,
@@ -131,6 +136,44 @@ class SystemRun(NamedTuple):
     system: str
     segmentation: str
     data_set: str
+
+
+def read_runs(
+    paths: Iterable[Path],
+    manifests: Mapping[str, pd.DataFrame],
+    *,
+    systems: Mapping[str, str],
+    expected: Iterable[SystemRun] = (),
+) -> dict[SystemRun, pd.DataFrame | None]:
+    """Predictions of all systems, for :func:`classification_table`.
+
+    Args:
+        paths: files ``<data set>/<classifier>-<segmentation>.csv``.
+        manifests: of each data set; say which patient a scan is of.
+        systems: printed name of each classifier; others keep the name of their file.
+        expected: runs that get a row even where there is no file; they come first.
+
+    Returns:
+        Predictions with ``patient_id``, None where there are none.
+    """
+    runs: dict[SystemRun, pd.DataFrame | None] = dict.fromkeys(expected)
+    for path in paths:
+        classifier, segmentation = path.stem.split("-", 1)
+        data_set = path.parent.name
+        run = SystemRun(systems.get(classifier, classifier), segmentation, data_set)
+        runs[run] = attach_patients(read_predictions(path), manifests[data_set])
+    return runs
+
+
+def metrics_by_run(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Some scores of each row of a classification table, as DVC metrics want them.
+
+    Args:
+        table: of :func:`classification_table`.
+        names: of the scores.
+    """
+    keys = table["data_set"] + "/" + table["system"] + "/" + table["segmentation"]
+    return dict(zip(keys, table[list(names)].to_dict("records"), strict=True))
 
 
 def data_table(
@@ -577,13 +620,15 @@ def _interval_cells(
 
 def heading(column: str) -> str:
     """A column's name for people, for example ``"Macro F1, published"``."""
-    if column.endswith(PUBLISHED):
+    if column.endswith(PUBLISHED) and column not in HEADINGS:
         return f"{heading(column.removesuffix(PUBLISHED))}, published"
+    if column in HEADINGS:
+        return HEADINGS[column]
     for prefix, label in (("f1_", "F1"), ("sensitivity_", "Sensitivity")):
         if column.startswith(prefix):
             return f"{label} ({column.removeprefix(prefix).replace('_', '-')})"
     text = column.replace("_", " ")
-    return HEADINGS.get(column, text[:1].upper() + text[1:])
+    return text[:1].upper() + text[1:]
 
 
 def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:

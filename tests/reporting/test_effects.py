@@ -7,9 +7,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from lib.evaluation.statistics import delong_test, holm_adjusted
-from lib.reporting.effects import segmentation_effect_table
+from lib.reporting.effects import segmentation_effect_table, systems_figure
 from lib.reporting.published import published_values
-from lib.reporting.tables import SystemRun, printable
+from lib.reporting.tables import SystemRun, classification_table, printable
 
 PUBLISHED = published_values("sam2clip2sam", "Table 1")
 SEGMENTATIONS = ("none", "conventional", "sam2clip2sam")
@@ -129,3 +129,16 @@ def test_runs_on_other_scans_are_refused_by_name():
     message = r"phantom / RACNet / conventional / none: .* differ in label"
     with pytest.raises(ValueError, match=message):
         make_table(runs)
+
+
+def test_the_figure_shows_measured_and_published_values_of_every_row():
+    runs = make_runs() | {SystemRun("MDAP", "none", "phantom"): None}
+    options = {"positive": "covid", "columns": ["macro_f1"], "seed": 0, "repetitions": 20}
+    table = classification_table(runs, PUBLISHED, **options)
+    (axis,) = systems_figure(table, "macro_f1").axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["RACNet", "MDAP"]
+    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    rings = [line.get_xdata()[0] for line in marks if line.get_fillstyle() == "none"]
+    dots = [line.get_xdata()[0] for line in marks if line.get_fillstyle() == "full"]
+    assert rings == table["macro_f1_published"].tolist()
+    np.testing.assert_array_equal(dots, table["macro_f1"])

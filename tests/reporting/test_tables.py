@@ -16,7 +16,9 @@ from lib.reporting.tables import (
     classification_table,
     data_table,
     heading,
+    metrics_by_run,
     printable,
+    read_runs,
     read_score_tables,
     segmentation_by_class_table,
     segmentation_claim_table,
@@ -343,6 +345,29 @@ def test_classification_table_needs_published_values_of_one_table():
         )
 
 
+def test_runs_are_named_by_their_files_and_expected_ones_come_first(tmp_path):
+    predictions = make_predictions().drop(columns="patient_id")
+    files = [tmp_path / "phantom" / f"{name}.csv" for name in ("mdap-sam2clip2sam", "mine-unet")]
+    (tmp_path / "phantom").mkdir()
+    for file in files:
+        predictions.to_csv(file, index=False)
+    manifest = make_predictions()[["scan_id", "patient_id"]]
+    runs = read_runs(
+        files, {"phantom": manifest}, systems={"mdap": "MDAP"}, expected=[RACNET, MDAP]
+    )
+    assert list(runs) == [RACNET, MDAP, SystemRun("mine", "unet", "phantom")]
+    assert runs[RACNET] is None
+    assert runs[MDAP]["patient_id"].tolist() == manifest["patient_id"].tolist()
+
+
+def test_metrics_are_keyed_by_data_set_system_and_segmentation():
+    table = make_table({RACNET: make_predictions()})
+    metrics = metrics_by_run(table, ["macro_f1", "roc_auc"])
+    assert metrics == {
+        "phantom/RACNet/none": {name: table.at[0, name] for name in ("macro_f1", "roc_auc")}
+    }
+
+
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
@@ -353,6 +378,8 @@ def test_classification_table_needs_published_values_of_one_table():
         ("roc_auc_published", "ROC AUC, published"),
         ("hd95", "HD95"),
         ("lung_missing_rate", "Lung missing rate"),
+        ("f1_covid_difference_published", "F1 (covid), difference, published"),
+        ("parameters_published", "Parameters, published or computed"),
     ],
 )
 def test_headings_are_readable(column, expected):

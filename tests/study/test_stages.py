@@ -80,8 +80,8 @@ def test_a_stage_runs_the_notebook_of_its_name_with_parameters_that_it_has(stage
 
 
 def chosen_modules(stage: str) -> list[str]:
-    """What a stage imports by the name of its classifier; of each matrix item one."""
-    if stage != "classify":
+    """What a stage imports by the name of a classifier, one at a time."""
+    if stage not in ("classify", "cost"):
         return [""]
     return [f"from lib.classification import {name}" for name in PARAMETERS["classify"]]
 
