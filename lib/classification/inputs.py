@@ -43,12 +43,14 @@ class ScanItem:
         volume: file of the scan in the store.
         mask: file of its lung mask in the store; None to show the scan unsegmented.
         target: index of the class.
+        severity: of the disease, in the data set's words; None where unknown.
     """
 
     scan_id: str
     volume: Path
     mask: Path | None
     target: int
+    severity: str | None = None
 
 
 class ScanBatch(NamedTuple):
@@ -73,7 +75,7 @@ def scan_items(
     """The scans of a manifest as a classifier of COVID-19 against the rest takes them.
 
     Args:
-        manifest: columns scan_id, label; every row has a label.
+        manifest: columns scan_id, label, perhaps severity; every row has a label.
         scans: folder of the stored scans.
         masks: folder of their masks, or None to show the scans unsegmented.
         positive: labels that count as COVID-19.
@@ -93,8 +95,10 @@ def scan_items(
             volume=scans / f"{row.scan_id}.b2nd",
             mask=None if masks is None else masks / f"{row.scan_id}.b2nd",
             target=int(row.label in positive),
+            severity=severity if isinstance(severity, str) else None,
         )
         for row in manifest.itertuples()
+        for severity in [getattr(row, "severity", None)]  # an empty cell may be None or NaN
     ]
     for path in (path for item in items for path in (item.volume, item.mask) if path):
         if not path.is_file():
@@ -103,7 +107,7 @@ def scan_items(
 
 
 def content_digest(items: Sequence[ScanItem]) -> str:
-    """SHA-256 over what the items hold: ids, targets, and stored scans and masks.
+    """SHA-256 over what the items hold: ids, targets, severities, and stored scans and masks.
 
     The contents are taken from the sidecars that ``map_scans`` leaves beside each file.
 
@@ -112,7 +116,8 @@ def content_digest(items: Sequence[ScanItem]) -> str:
     """
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{item.scan_id} {item.target}\n".encode())
+        known = (item.scan_id, str(item.target), item.severity)
+        digest.update((" ".join(filter(None, known)) + "\n").encode())
         for path in (item.volume, item.mask):
             if path is not None:
                 digest.update(path.with_suffix(".json").read_bytes())

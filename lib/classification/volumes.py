@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lib.classification.inputs import ScanItem
+from lib.data.store import open_volume
 
 View = Callable[[np.ndarray, np.random.Generator | None], Tensor]
 
@@ -71,6 +72,29 @@ class ScanVolumes(Dataset):
         if index not in self._cache:
             self._cache[index] = self.load(self.scans[index])
         return self._cache[index]
+
+
+def slices_and_lungs(scan: ScanItem) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Slices of a stored scan as they are stored, each with the pixels that count.
+
+    Args:
+        scan: the scan.
+
+    Yields:
+        int16 HU or uint8, and bool, both shape (height, width); all True without a lung mask.
+
+    Raises:
+        ValueError: if scan and mask differ in shape.
+    """
+    volume = open_volume(scan.volume)
+    mask = None if scan.mask is None else open_volume(scan.mask)
+    if mask is not None and mask.shape != volume.shape:
+        raise ValueError(
+            f"{scan.scan_id}: scan and lung mask differ in shape: {volume.shape} and {mask.shape}"
+        )
+    for index in range(len(volume)):
+        voxels = volume[index]
+        yield voxels, np.ones(voxels.shape, bool) if mask is None else mask[index] > 0
 
 
 class SeededOrder(Sampler[tuple[int, int]]):

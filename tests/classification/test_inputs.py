@@ -228,6 +228,15 @@ def test_a_scan_without_a_label_is_refused(manifest, tmp_path, label):
         items_of(manifest, tmp_path)
 
 
+SEVERITIES = ["mild", None, "severe", None]
+
+
+def test_severities_are_those_of_the_manifest(manifest, tmp_path):
+    assert [item.severity for item in items_of(manifest, tmp_path)] == 4 * [None]
+    known = manifest.assign(severity=SEVERITIES)
+    assert [item.severity for item in items_of(known, tmp_path)] == SEVERITIES
+
+
 def test_the_digest_follows_the_contents_and_not_the_place(manifest, tmp_path):
     before = content_digest(items_of(manifest, tmp_path))
     shutil.copytree(tmp_path, tmp_path / "elsewhere")
@@ -239,6 +248,7 @@ DIGEST_CHANGES = {
     "a mask": lambda m, d: (d / "masks/0001.json").write_text("other") and items_of(m, d),
     "no masks": lambda m, d: items_of(m, d, masks=None),
     "a target": lambda m, d: items_of(m, d, positive=["normal"]),
+    "a severity": lambda m, d: items_of(m.assign(severity=SEVERITIES), d),
     "the order": lambda m, d: items_of(m, d)[::-1],
     "a scan less": lambda m, d: items_of(m, d)[:-1],
     "another name": lambda m, d: [

@@ -11,8 +11,10 @@ from lib.classification.volumes import (
     SeededOrder,
     plain_batches,
     random_batches,
+    slices_and_lungs,
     stack,
 )
+from lib.data.store import save_volume
 
 
 def make_scans(count):
@@ -94,3 +96,17 @@ def test_plain_batches_keep_the_order():
     batches = list(plain_batches(make_volumes(3), batch_size=2))
     assert [name for batch in batches for name in batch.scan_ids] == ["0", "1", "2"]
     assert [len(batch.targets) for batch in batches] == [2, 1]
+
+
+def test_slices_come_with_the_pixels_of_both_lungs(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 400, (3, 5, 6), dtype=np.int16)
+    lungs = np.random.default_rng(1).integers(0, 3, voxels.shape, dtype=np.uint8)
+    save_volume(tmp_path / "scan.b2nd", voxels)
+    save_volume(tmp_path / "lungs.b2nd", lungs)
+    masked = ScanItem("scan", tmp_path / "scan.b2nd", tmp_path / "lungs.b2nd", 0)
+    whole = ScanItem("scan", tmp_path / "scan.b2nd", None, 0)
+    for scan, expected in ((masked, lungs > 0), (whole, np.ones(voxels.shape, bool))):
+        slices, inside = zip(*slices_and_lungs(scan), strict=True)
+        np.testing.assert_array_equal(slices, voxels)
+        np.testing.assert_array_equal(inside, expected)
+        assert inside[0].dtype == bool

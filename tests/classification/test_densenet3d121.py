@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from lib.classification.densenet3d121 import CARD, VARIANTS, build, predict, shown, train
+from lib.classification.task import Task
+
+TINY = {"init_features": 8, "growth_rate": 4, "block_config": [1, 1, 1, 1], "bn_size": 2}
+SETTINGS = {
+    "slices": 16,
+    "image_size": 32,
+    "batch_scans": 6,
+    "rounds": 1,
+    "learning_rate": 5.0e-3,
+    "weight_decay": 5.0e-4,
+    "epochs": 6,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": {"kind": "cosine", "T_max": 6},
+    "loader_processes": 0,
+    "cache_volumes": True,
+}
+
+
+def test_the_published_network_has_as_many_parameters():
+    with torch.device("meta"):
+        model = build(**VARIANTS["paper"])
+    assert sum(weights.numel() for weights in model.parameters()) == CARD.parameters == 11_244_674
+    assert round(CARD.parameters / 1e6, 2) == 11.24
+
+
+def test_the_published_stem_keeps_the_slices():
+    with torch.device("meta"):
+        stem = build(**VARIANTS["paper"]).features.conv0
+        assert stem(torch.empty(1, 1, 64, 128, 128)).shape == (1, 64, 64, 64, 64)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_shapes(preset):
+    """As small as can be as well, where a single voxel is left at the end."""
+    with torch.device("meta"):
+        model = build(**VARIANTS[preset])
+        for shape in [(2, 1, 24, 64, 64), (2, 1, 16, 32, 32)]:
+            assert model(torch.empty(shape)).shape == (2, 2)
+
+
+def test_it_learns_and_predicts_the_same_again(made_scans, black_scan, tmp_path):
+    """Bright blocks; also a scan of one slice, and one of which the mask leaves nothing."""
+    scans = made_scans(30)
+    parts = 18 * ["train"] + 6 * ["validation"] + 6 * ["test"]
+    fabric = Fabric(accelerator="cpu")
+    found = []
+    for run in ("first", "second"):
+        task = Task(
+            scans=scans,
+            splits=parts,
+            variant=TINY,
+            settings=SETTINGS,
+            fabric=fabric,
+            folder=tmp_path / run,
+            seed=3,
+        )
+        model, histories, _ = train(task)
+        assert list(histories) == [CARD.name]
+        found.append(predict(model, [*scans, black_scan], settings=SETTINGS, fabric=fabric))
+    first, second = found
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (31, 2)
+    assert np.isfinite(first).all()
+    np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
+    truth = [scan.target for scan in scans]
+    assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+
+
+def test_what_is_shown_has_the_size_that_the_network_sees(made_scans):
+    pictures = shown(made_scans(2)[1], SETTINGS)
+    assert pictures.shape == (16, 32, 32)
+    assert pictures.dtype == np.uint8

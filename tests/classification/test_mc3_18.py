@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from lib.classification.mc3_18 import CARD, VARIANTS, build, predict, shown, train
+from lib.classification.task import Task
+
+TINY = {"widths": [4, 8, 8, 8]}
+SETTINGS = {
+    "slices": 8,
+    "image_size": 16,
+    "batch_scans": 6,
+    "rounds": 2,
+    "learning_rate": 5.0e-3,
+    "weight_decay": 5.0e-4,
+    "epochs": 6,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": {"kind": "cosine", "T_max": 6},
+    "loader_processes": 0,
+    "cache_volumes": True,
+}
+
+
+def test_the_published_network_has_as_many_parameters():
+    with torch.device("meta"):
+        model = build(**VARIANTS["paper"])
+    assert sum(weights.numel() for weights in model.parameters()) == CARD.parameters == 11_472_450
+    assert round(CARD.parameters / 1e6, 2) == 11.47
+
+
+def test_the_published_network_is_torchvisions():
+    """Layer by layer, but for one channel instead of three and two classes."""
+    from torchvision.models.video import mc3_18
+
+    with torch.device("meta"):
+        theirs, ours = mc3_18(num_classes=2).state_dict(), build(**VARIANTS["paper"]).state_dict()
+    shapes = [tuple(values.shape) for values in theirs.values()]
+    shapes[0] = (64, 1, 3, 7, 7)
+    assert [tuple(values.shape) for values in ours.values()] == shapes
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_shapes(preset):
+    """One slice and few pixels as well: what is left at the end may be a single voxel."""
+    with torch.device("meta"):
+        model = build(**VARIANTS[preset])
+        for shape in [(2, 1, 24, 64, 64), (2, 1, 1, 32, 32)]:
+            assert model(torch.empty(shape)).shape == (2, 2)
+
+
+def test_it_learns_and_predicts_the_same_again(made_scans, black_scan, tmp_path):
+    """Bright blocks; also a scan of one slice, and one of which the mask leaves nothing."""
+    scans = made_scans(30)
+    parts = 18 * ["train"] + 6 * ["validation"] + 6 * ["test"]
+    fabric = Fabric(accelerator="cpu")
+    found = []
+    for run in ("first", "second"):
+        task = Task(
+            scans=scans,
+            splits=parts,
+            variant=TINY,
+            settings=SETTINGS,
+            fabric=fabric,
+            folder=tmp_path / run,
+            seed=3,
+        )
+        model, histories, _ = train(task)
+        assert list(histories) == [CARD.name]
+        found.append(predict(model, [*scans, black_scan], settings=SETTINGS, fabric=fabric))
+    first, second = found
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (31, 2)
+    assert np.isfinite(first).all()
+    np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
+    truth = [scan.target for scan in scans]
+    assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+
+
+def test_what_is_shown_has_the_size_that_the_network_sees(made_scans):
+    pictures = shown(made_scans(2)[1], SETTINGS)
+    assert pictures.shape == (8, 16, 16)
+    assert pictures.dtype == np.uint8
