@@ -1,0 +1,677 @@
+"""ACVLab: slices to embeddings, embeddings to a scan by an LSTM and by a Swin, all three averaged.
+
+The two-step system of ACVLab (ECCV 2022; FACTS 6.3). Step 0 crops every slice to the body and keeps
+the half of the slices with most lung (`slice_range`). Step 1 trains a CNN on single slices that all
+bear the label of their scan; the layer before its last one gives each slice an embedding. Step 2
+reads the embeddings of a scan in order: as a sequence (step 2a, an LSTM) and as a one-channel
+picture of slices x features (step 2b, a Swin V2 CR). The three networks are trained one after the
+other, and the mean of their three probabilities decides.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric, seed_everything
+from timm.layers import freeze_batch_norm_2d
+from timm.loss import BinaryCrossEntropy
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib.classification.imagenet import LITE0, PACKAGED_IMAGENET, efficientnet
+from lib.classification.inputs import ScanItem, resize_slice
+from lib.classification.slice_range import body_box, draw, enclosed_area, largest_window
+from lib.classification.task import Card, Task, Trained, fit_network
+from lib.classification.volumes import ScanVolumes, VolumeBatch, plain_batches, random_batches
+from lib.data.scan import to_grey
+from lib.data.store import open_volume
+from lib.training import Row
+from lib.training import predict as class_probabilities
+
+LARGEST_GREY = 255.0
+SLICES_PER_CHUNK = 64  # through the CNN at a time when whole scans are embedded; bounds memory
+Embeddings = Mapping[str, np.ndarray]
+
+VARIANTS = {
+    "paper": {
+        "backbone": "efficientnet_b3",  # timm's B3a of then is its B3 of today
+        "rescaled": True,
+        "embedding_width": 224,
+        "recurrent_width": 128,
+        "hidden_width": 64,
+        "swin": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    },
+    # The same architecture for the phantom on two CPU cores. Deviations: EfficientNet-Lite0, whose
+    # ImageNet weights install offline and ask for their own normalisation; and a batch norm behind
+    # it, because its features, all positive and far from 0, keep the two linear layers from
+    # learning within so few steps.
+    "small": {
+        "backbone": LITE0,
+        "backbone_weights": PACKAGED_IMAGENET,
+        "frozen_blocks": 3,
+        "freeze_batch_norm": True,
+        "feature_batch_norm": True,
+        "rescaled": False,
+        "embedding_width": 64,
+        "recurrent_width": 32,
+        "hidden_width": 16,
+        "swin": {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_ratio": 2},
+    },
+}
+
+CARD = Card(
+    name="ACVLab",
+    source="ACVLab, ECCV 2022; FACTS 6.3",
+    published="body crop and slice range; EfficientNet-B3 on single slices; 4-layer bidirectional "
+    "LSTM on the sequence and Swin V2 CR Base on the picture of the slice embeddings; mean of the "
+    "three probabilities, the CNN's over ten draws of 16 slices",
+    ours="crop and slice range are found before the lung mask is applied; embeddings are "
+    "standardised; filters scale with the slice; colour jitter is left out; one-cycle warm-up; how "
+    "the best epoch of LSTM and Swin is chosen is assumed",
+    parameters=99_456_092,
+)
+
+
+class SliceNetwork(nn.Module):
+    """Step 1: a CNN that judges single slices, and embeds them on the way.
+
+    Args:
+        backbone: from (slices, 3, height, width) to pooled features (slices, feature_width).
+        feature_width: size of the backbone's features.
+        embedding_width: size of an embedding.
+        batch_norm: standardise the backbone's features first.
+        mean: of each colour channel on the scale 0 to 1, subtracted inside.
+        deviation: of each colour channel on that scale, divided by inside.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        feature_width: int,
+        embedding_width: int,
+        mean: Tensor,
+        deviation: Tensor,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        norm = nn.BatchNorm1d(feature_width, affine=False) if batch_norm else nn.Identity()
+        self.normalisation = norm
+        self.embedding = nn.Linear(feature_width, embedding_width)
+        self.output = nn.Linear(embedding_width, 1)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", deviation.view(1, 3, 1, 1), persistent=False)
+
+    def embed(self, slices: Tensor) -> Tensor:
+        """Embeddings of slices.
+
+        Args:
+            slices: uint8, shape (slices, height, width).
+
+        Returns:
+            Shape (slices, embedding_width).
+        """
+        colour = slices[:, None].expand(-1, 3, -1, -1).float() / LARGEST_GREY
+        features = self.backbone((colour - self.mean) / self.deviation)
+        return self.embedding(self.normalisation(features))
+
+    def judge(self, embeddings: Tensor) -> Tensor:
+        """Logit of COVID-19 of each embedding, shape (slices,)."""
+        return self.output(embeddings).squeeze(1)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Logit of COVID-19 of each slice of some scans.
+
+        Args:
+            volumes: uint8, shape (scans, slices, height, width).
+
+        Returns:
+            Shape (scans, slices).
+        """
+        return self.judge(self.embed(volumes.flatten(0, 1))).view(volumes.shape[:2])
+
+
+class Standardise(nn.Module):
+    """Embeddings with mean 0 and deviation 1 over the training part, feature by feature.
+
+    How the original scales them is not known; unscaled, the rates of step 2 would mean something
+    else for every training of step 1.
+
+    Args:
+        width: number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def measure(self, embeddings: Tensor) -> None:
+        """Take mean and deviation of embeddings, shape (slices, width)."""
+        self.mean.copy_(embeddings.mean(0))
+        self.deviation.copy_(embeddings.std(0, correction=0) + 1e-6)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Standardised embeddings, shape (..., width)."""
+        return (embeddings - self.mean) / self.deviation
+
+
+class SequenceNetwork(nn.Module):
+    """Step 2a: a bidirectional LSTM over the embeddings of a scan.
+
+    Args:
+        embedding_width: size of an embedding.
+        width: LSTM units in each direction.
+        hidden_width: units of the layer behind it.
+        layers: of the LSTM.
+    """
+
+    def __init__(
+        self, *, embedding_width: int, width: int, hidden_width: int, layers: int = 4
+    ) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(
+            embedding_width, width, layers, bidirectional=True, batch_first=True
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(0.1),
+            nn.Linear(2 * width, hidden_width),
+            nn.LayerNorm(hidden_width),
+            nn.ReLU(),
+            nn.Dropout(0.15),
+            nn.Linear(hidden_width, 1),
+        )
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Logit of COVID-19 of each scan, shape (scans,), from (scans, slices, embedding_width)."""
+        _, (states, _) = self.recurrent(sequences)  # (2 x layers, scans, width), last layer last
+        return self.head(torch.cat([states[-2], states[-1]], 1)).squeeze(1)
+
+
+class ACVLab(nn.Module):
+    """The three networks of the system.
+
+    Args:
+        slices: step 1, from slices to embeddings and logits.
+        sequence: step 2a, from (scans, slices, embedding_width) to one logit per scan.
+        picture: step 2b, from (scans, picture_slices, embedding_width) to two class scores.
+        picture_slices: height of the picture.
+    """
+
+    def __init__(
+        self,
+        *,
+        slices: SliceNetwork,
+        sequence: nn.Module,
+        picture: nn.Module,
+        picture_slices: int,
+    ) -> None:
+        super().__init__()
+        self.slices, self.sequence, self.picture = slices, sequence, picture
+        self.picture_slices = picture_slices
+
+    def embed(self, slices: Tensor) -> Tensor:
+        """Embeddings of the slices of a scan, some at a time: (slices, height, width), uint8."""
+        return torch.cat([self.slices.embed(part) for part in slices.split(SLICES_PER_CHUNK)])
+
+    def forward(
+        self, slices: Tensor, *, draws: int, slices_per_scan: int, sequence_slices: int, seed: int
+    ) -> dict[str, Tensor]:
+        """What each network thinks of one scan.
+
+        Every slice is embedded once; drawing embeddings equals drawing slices.
+
+        Args:
+            slices: uint8, the slice range of the scan, shape (slices, height, width).
+            draws: over so many draws the probability of step 1 is averaged.
+            slices_per_scan: slices in one of these draws.
+            sequence_slices: slices drawn for the LSTM.
+            seed: of all draws, so that a scan is judged the same in any company.
+
+        Returns:
+            Probability of COVID-19 by ``slices``, ``sequence`` and ``picture``, scalars.
+        """
+        embeddings = self.embed(slices)
+        generator = np.random.default_rng(seed)
+        drawn = [draw(len(slices), slices_per_scan, generator) for _ in range(draws)]
+        sequence = embeddings[draw(len(slices), sequence_slices, np.random.default_rng(seed))]
+        picture = embeddings[draw(len(slices), self.picture_slices, np.random.default_rng(seed))]
+        chances = self.slices.judge(embeddings).float().sigmoid()
+        return {
+            "slices": chances[np.concatenate(drawn)].mean(),
+            "sequence": self.sequence(sequence[None]).float().sigmoid()[0],
+            "picture": self.picture(picture[None]).float().softmax(1)[0, 1],
+        }
+
+
+def build(
+    *,
+    backbone: str,
+    embedding_width: int,
+    recurrent_width: int,
+    hidden_width: int,
+    swin: Mapping[str, Any],
+    backbone_weights: str | None = None,
+    frozen_blocks: int = 0,
+    freeze_batch_norm: bool = False,
+    feature_batch_norm: bool = False,
+    rescaled: bool = False,
+) -> ACVLab:
+    """Build the untrained system: ``build(**VARIANTS["paper"])``.
+
+    Args:
+        backbone: timm's name of the CNN; the original starts from ImageNet.
+        embedding_width: size of an embedding, and number of slices in the picture, a square.
+        recurrent_width: LSTM units in each direction.
+        hidden_width: units behind the LSTM.
+        swin: arguments of timm's ``SwinTransformerV2Cr``.
+        backbone_weights: see `imagenet.efficientnet`.
+        frozen_blocks: see there; asks for ``freeze_batch_norm`` as well.
+        freeze_batch_norm: keep batch normalisation as it starts, statistics and factors.
+        feature_batch_norm: standardise the CNN's features before they are embedded.
+        rescaled: after ImageNet's normalisation apply 2x - 1 too, as the original does.
+
+    Returns:
+        The three networks, in training mode.
+
+    Raises:
+        ValueError: if weights do not exist for this backbone, or frozen stages would get moving
+            batch-norm statistics.
+    """
+    if frozen_blocks and not freeze_batch_norm:
+        raise ValueError("frozen_blocks needs freeze_batch_norm=True")
+    cnn = efficientnet(backbone, weights=backbone_weights, frozen_blocks=frozen_blocks)
+    mean, deviation = (torch.tensor(cnn.default_cfg[name]) for name in ("mean", "std"))
+    if rescaled:  # 2 (x - m) / d - 1 = (x - (m + d / 2)) / (d / 2)
+        mean, deviation = mean + deviation / 2, deviation / 2
+    slices = SliceNetwork(
+        backbone=freeze_batch_norm_2d(cnn) if freeze_batch_norm else cnn,
+        feature_width=cnn.num_features,
+        embedding_width=embedding_width,
+        mean=mean,
+        deviation=deviation,
+        batch_norm=feature_batch_norm,
+    )
+    sequence = SequenceNetwork(
+        embedding_width=embedding_width, width=recurrent_width, hidden_width=hidden_width
+    )
+    size = (embedding_width, embedding_width)
+    picture = SwinTransformerV2Cr(img_size=size, in_chans=1, num_classes=2, **swin)
+    as_picture = nn.Unflatten(1, (1, embedding_width))  # (scans, 1, slices, features)
+    return ACVLab(
+        slices=slices,
+        sequence=nn.Sequential(Standardise(embedding_width), sequence),
+        picture=nn.Sequential(Standardise(embedding_width), as_picture, picture),
+        picture_slices=embedding_width,
+    ).train()
+
+
+def chosen_slices(scan: ScanItem, *, size: int, share: float) -> np.ndarray:
+    """Step 0: the slice range of a scan, each slice cropped to the body and resized.
+
+    Crop and range are found in the scan as it is, and the lung mask is applied afterwards: a
+    segmented slice has no body left to find (the original, made for whole slices, would crop
+    nothing and keep the first half). Scans whose slices differ in shape, of which the original
+    judges only the last slice, do not exist in the store; scans that are not axial, two of which it
+    leaves out by name, are left to whoever prepares the data set.
+
+    Args:
+        scan: the scan.
+        size: height and width of the result in pixels.
+        share: of the slices that are kept.
+
+    Returns:
+        uint8, shape (slices, size, size).
+
+    Raises:
+        ValueError: if scan and mask differ in shape.
+    """
+    volume = open_volume(scan.volume)
+    mask = None if scan.mask is None else open_volume(scan.mask)
+    if mask is not None and mask.shape != volume.shape:
+        raise ValueError(f"scan and lung mask differ in shape: {volume.shape} and {mask.shape}")
+    greys = [to_grey(volume[index]) for index in range(len(volume))]
+    start, stop = largest_window(np.array([enclosed_area(grey) for grey in greys]), share)
+    slices = np.empty((stop - start, size, size), np.uint8)
+    for row, index in enumerate(range(start, stop)):
+        seen = greys[index] if mask is None else greys[index] * (mask[index] > 0)
+        slices[row] = resize_slice(seen[body_box(greys[index])], size)
+    return slices
+
+
+def augment(slices: np.ndarray, generator: np.random.Generator, *, strength: float = 1.0) -> Tensor:
+    """Random changes, each slice by itself, each kind with a chance of one half.
+
+    Mirror; shift by up to 0.2 of the side, scale by 0.8 to 1.2 and rotation by up to 30 degrees,
+    together; contrast and brightness by up to 0.2. The published change of hue, saturation and
+    value is left out: grey has no hue, and its steps are below one grey value.
+
+    Args:
+        slices: uint8, shape (slices, size, size).
+        generator: of random numbers.
+        strength: factor of all ranges; 1 is published.
+
+    Returns:
+        uint8, same shape.
+    """
+    number = len(slices)
+    mirrored, moved, lit = generator.random((3, number)) < 0.5
+    moved, lit = strength * moved, strength * lit
+    angle = np.deg2rad(generator.uniform(-30, 30, number)) * moved
+    scale = 1 + generator.uniform(-0.2, 0.2, number) * moved
+    shift = 2 * generator.uniform(-0.2, 0.2, (2, number)) * moved  # sides are 2 long in a grid
+    flip = np.where(mirrored, -1, 1)
+    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+    where = np.stack([[flip * cosine, -flip * sine, shift[0]], [sine, cosine, shift[1]]])
+    where = torch.from_numpy(where).permute(2, 0, 1).float()  # (slices, 2, 3)
+    pictures = torch.from_numpy(slices)[:, None].float()
+    grid = functional.affine_grid(where, list(pictures.shape), align_corners=False)
+    pictures = functional.grid_sample(
+        pictures, grid, padding_mode="reflection", align_corners=False
+    )
+    contrast, brightness = generator.uniform(-0.2, 0.2, (2, number, 1, 1)) * lit[:, None, None]
+    pictures = pictures[:, 0] * torch.from_numpy(1 + contrast).float()
+    pictures = pictures + torch.from_numpy(LARGEST_GREY * brightness).float()
+    return pictures.clamp(0, LARGEST_GREY).round().to(torch.uint8)
+
+
+def whole_view(slices: np.ndarray, _: np.random.Generator | None) -> Tensor:
+    """All slices of a scan as they are."""
+    return torch.from_numpy(slices)
+
+
+def slice_view(
+    slices: np.ndarray,
+    generator: np.random.Generator | None,
+    *,
+    number: int,
+    seed: int,
+    strength: float,
+) -> Tensor:
+    """Drawn slices of a scan, augmented where there is a generator, else always the same ones.
+
+    Args:
+        slices: uint8, shape (slices, size, size).
+        generator: of random numbers, or None.
+        number: slices to draw.
+        seed: of the draw that is always the same.
+        strength: of the augmentation.
+
+    Returns:
+        uint8, shape (number, size, size).
+    """
+    if generator is None:
+        return torch.from_numpy(slices[draw(len(slices), number, np.random.default_rng(seed))])
+    drawn = slices[draw(len(slices), number, generator)]
+    return augment(drawn, generator, strength=strength)
+
+
+def embedding_view(
+    embeddings: np.ndarray,
+    generator: np.random.Generator | None,
+    *,
+    number: int,
+    seed: int,
+    fresh: bool,
+) -> Tensor:
+    """Drawn embeddings of a scan, in order.
+
+    Args:
+        embeddings: shape (slices, embedding_width).
+        generator: of random numbers, or None.
+        number: slices to draw.
+        seed: of the draw that is always the same.
+        fresh: draw anew from the generator each time; else always the same, as published.
+
+    Returns:
+        Shape (number, embedding_width).
+    """
+    if generator is None or not fresh:
+        generator = np.random.default_rng(seed)
+    return torch.from_numpy(embeddings[draw(len(embeddings), number, generator)])
+
+
+def log_probabilities(chance: Tensor) -> Tensor:
+    """Class scores whose softmax is a given probability.
+
+    Args:
+        chance: probability of COVID-19, shape (scans,).
+
+    Returns:
+        Shape (scans, 2), finite.
+    """
+    chance = chance.float().clamp(1e-6, 1 - 1e-6)
+    return torch.stack([1 - chance, chance], 1).log()
+
+
+def slice_logits(model: SliceNetwork, batch: VolumeBatch) -> Tensor:
+    """Class scores by step 1: the mean probability of the drawn slices."""
+    return log_probabilities(model(batch.volumes).float().sigmoid().mean(1))
+
+
+def slice_loss(model: SliceNetwork, batch: VolumeBatch) -> Tensor:
+    """Binary cross entropy of single slices, each with the label of its scan."""
+    logits = model(batch.volumes)
+    targets = batch.targets[:, None].expand_as(logits).to(logits.dtype)
+    return functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+def sequence_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
+    """Class scores by step 2a; their cross entropy is the binary one of the LSTM's logit."""
+    logit = model(batch.volumes)
+    return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+def picture_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
+    """Class scores by step 2b."""
+    return model(batch.volumes)
+
+
+def picture_loss(model: nn.Module, batch: VolumeBatch, *, smoothing: float) -> Tensor:
+    """Binary cross entropy of both class scores with smoothed labels, as timm's recipe has it."""
+    return BinaryCrossEntropy(smoothing)(model(batch.volumes), batch.targets)
+
+
+def train(task: Task) -> Trained:
+    """Train the three networks one after the other.
+
+    Args:
+        task: settings are image_size, window_share, slices_per_scan, draws, sequence_slices,
+            draw_seed, fresh_draws, loader_processes, cache_slices, and the sections slices,
+            sequence and picture, each with batch_scans, rounds, learning_rate, weight_decay and
+            those of `fit_network`; picture has momentum and label_smoothing too.
+    """
+    settings = task.settings
+    seed_everything(task.seed, verbose=False)
+    model = build(**task.variant)
+    load = _loader(settings)
+    if settings["cache_slices"]:
+        load = cache(load)
+    histories = {"EfficientNet": _train_slices(task, model.slices, load)}
+    embeddings = _embeddings(model, [*task.train, *task.validation], load, task.fabric)
+    known = torch.from_numpy(np.concatenate([embeddings[scan.scan_id] for scan in task.train]))
+    for network in (model.sequence, model.picture):
+        network[0].measure(known)
+    histories["LSTM"] = _train_sequence(task, model.sequence, embeddings)
+    histories["Swin V2"] = _train_picture(task, model, embeddings)
+    return Trained(model, histories)
+
+
+def _loader(settings: Mapping[str, Any]) -> Callable[[ScanItem], np.ndarray]:
+    """Step 0 with the numbers of some settings."""
+    return partial(chosen_slices, size=settings["image_size"], share=settings["window_share"])
+
+
+def _train_slices(
+    task: Task, network: SliceNetwork, load: Callable[[ScanItem], np.ndarray]
+) -> list[Row]:
+    """Step 1."""
+    settings, own = task.settings, task.settings["slices"]
+    view = partial(
+        slice_view,
+        number=settings["slices_per_scan"],
+        seed=settings["draw_seed"],
+        strength=own["augmentation"],
+    )
+    train, validation = (
+        ScanVolumes(scans, load=load, view=view) for scans in (task.train, task.validation)
+    )
+    trained = [weights for weights in network.parameters() if weights.requires_grad]
+    head = {
+        id(weights)
+        for layer in (network.embedding, network.output)
+        for weights in layer.parameters()
+    }
+    groups = [
+        {"params": [w for w in trained if id(w) not in head], "lr": own["learning_rate"]},
+        {"params": [w for w in trained if id(w) in head], "lr": own["head_learning_rate"]},
+    ]
+    return fit_network(
+        task,
+        network,
+        train_batches=_random(train, own, settings["loader_processes"]),
+        validation_batches=plain_batches(
+            validation, batch_size=own["batch_scans"], processes=settings["loader_processes"]
+        ),
+        logits=slice_logits,
+        loss=slice_loss,
+        optimizers=[torch.optim.Adam(groups, weight_decay=own["weight_decay"])],
+        settings=own,
+        name="slices",
+    )
+
+
+def _train_sequence(task: Task, network: nn.Module, embeddings: Embeddings) -> list[Row]:
+    """Step 2a."""
+    own = task.settings["sequence"]
+    train, validation = _drawn(task, embeddings, task.settings["sequence_slices"])
+    return fit_network(
+        task,
+        network,
+        train_batches=_random(train, own),
+        validation_batches=plain_batches(validation, batch_size=own["batch_scans"]),
+        logits=sequence_logits,
+        optimizers=[
+            torch.optim.AdamW(
+                network.parameters(), own["learning_rate"], weight_decay=own["weight_decay"]
+            )
+        ],
+        settings=own,
+        name="sequence",
+    )
+
+
+def _train_picture(task: Task, model: ACVLab, embeddings: Embeddings) -> list[Row]:
+    """Step 2b."""
+    own = task.settings["picture"]
+    train, validation = _drawn(task, embeddings, model.picture_slices)
+    return fit_network(
+        task,
+        model.picture,
+        train_batches=_random(train, own),
+        validation_batches=plain_batches(validation, batch_size=own["batch_scans"]),
+        logits=picture_logits,
+        loss=partial(picture_loss, smoothing=own["label_smoothing"]),
+        optimizers=[
+            torch.optim.SGD(
+                model.picture.parameters(),
+                own["learning_rate"],
+                momentum=own["momentum"],
+                weight_decay=own["weight_decay"],
+            )
+        ],
+        settings=own,
+        name="picture",
+    )
+
+
+def _random(scans: ScanVolumes, own: Mapping[str, Any], processes: int = 0) -> Any:
+    """Training batches as one section of the settings asks for them."""
+    return random_batches(
+        scans, batch_size=own["batch_scans"], rounds=own["rounds"], processes=processes
+    )
+
+
+def _drawn(task: Task, embeddings: Embeddings, number: int) -> list[ScanVolumes]:
+    """Training and validation part as drawn embeddings."""
+    view = partial(
+        embedding_view,
+        number=number,
+        seed=task.settings["draw_seed"],
+        fresh=task.settings["fresh_draws"],
+    )
+    return [
+        ScanVolumes(scans, load=lambda scan: embeddings[scan.scan_id], view=view)
+        for scans in (task.train, task.validation)
+    ]
+
+
+def _whole_scans(
+    scans: Sequence[ScanItem], load: Callable[[ScanItem], np.ndarray], processes: int = 0
+) -> Any:
+    """All chosen slices, one scan per batch, because scans differ in length."""
+    volumes = ScanVolumes(scans, load=load, view=whole_view)
+    return plain_batches(volumes, batch_size=1, processes=processes)
+
+
+def _embeddings(
+    model: ACVLab,
+    scans: Sequence[ScanItem],
+    load: Callable[[ScanItem], np.ndarray],
+    fabric: Fabric,
+) -> dict[str, np.ndarray]:
+    """Embeddings of all chosen slices of each scan, by name, float32 (slices, embedding_width)."""
+    fabric.to_device(model).eval()
+    with torch.inference_mode(), fabric.autocast():
+        found = {
+            batch.scan_ids[0]: model.embed(fabric.to_device(batch.volumes[0])).float().cpu().numpy()
+            for batch in _whole_scans(scans, load)
+        }
+    model.train()
+    return found
+
+
+def ensemble_logits(model: ACVLab, batch: VolumeBatch, **numbers: int) -> Tensor:
+    """Class scores of one scan: the mean of the three probabilities, positive above 0.5."""
+    chances = torch.stack(list(model(batch.volumes[0], **numbers).values()))
+    return log_probabilities(chances.mean()[None])
+
+
+def predict(
+    model: ACVLab, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
+) -> np.ndarray:
+    """Probabilities of the classes of each scan.
+
+    Args:
+        model: the three networks.
+        scans: in the order of the result.
+        settings: as for ``train``.
+        fabric: device and precision.
+
+    Returns:
+        float32, shape (scans, 2).
+    """
+    numbers = {name: settings[name] for name in ("draws", "slices_per_scan", "sequence_slices")}
+    return class_probabilities(
+        model,
+        _whole_scans(scans, _loader(settings), settings["loader_processes"]),
+        fabric=fabric,
+        logits=partial(ensemble_logits, seed=settings["draw_seed"], **numbers),
+    )
+
+
+def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:
+    """What the first network sees of a scan: the chosen slices, cropped, masked and resized.
+
+    Args:
+        scan: the scan.
+        settings: with image_size and window_share.
+
+    Returns:
+        uint8, shape (slices, image_size, image_size).
+    """
+    return _loader(settings)(scan)
