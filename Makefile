@@ -31,6 +31,7 @@ checkpoints: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models/*/ data/predictions \
+	  data/audit data/cost \
 	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 

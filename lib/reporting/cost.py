@@ -9,6 +9,8 @@ convolutions, attention, recurrent layers, a multiplication and an addition coun
 Pointwise operations, pooling and normalisation are not in it.
 """
 
+import hashlib
+import json
 import math
 import resource
 import sys
@@ -17,7 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -31,7 +35,9 @@ from matplotlib.lines import Line2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib.classification import inputs
 from lib.classification.inputs import ScanItem
+from lib.data.files import whole_file
 from lib.data.store import open_volume
 from lib.reporting.pictures import LINE_COLOURS, STYLE, legend_beside
 
@@ -224,16 +230,21 @@ def cost_table(
     scan: ScanItem,
     *,
     presets: Iterable[str],
+    folder: Path,
     repetitions: int = 1,
     threads: int | None = None,
 ) -> pd.DataFrame:
     """What one scan costs every classifier, at every preset.
+
+    What was measured before in the same way is read, not measured again: the same code of the
+    classifier and of what all share, settings, scan and device.
 
     Args:
         classifiers: for each module of `lib.classification` its printed name.
         settings: for each module the presets of params.yaml.
         scan: what to predict.
         presets: for example ``["paper", "small"]``.
+        folder: keeps each measurement as ``<classifier>-<preset>.json``.
         repetitions: timed runs.
         threads: of PyTorch; None uses its default.
 
@@ -242,14 +253,37 @@ def cost_table(
     """
     slices = len(open_volume(scan.volume))
     rows = []
-    for module, name in classifiers.items():
-        for preset in presets:
-            cost = inference_cost(
-                module, preset, settings[module][preset], scan,
-                repetitions=repetitions, threads=threads,
-            )  # fmt: skip
-            rows.append({"system": name, "preset": preset, "slices": slices} | cost._asdict())
+    for (module, name), preset in product(classifiers.items(), presets):
+        chosen, how = settings[module][preset], {"repetitions": repetitions, "threads": threads}
+        digest = _digest(module, settings, preset, scan, how)
+        path = folder / f"{module}-{preset}.json"
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if kept.get("digest") != digest:
+            cost = inference_cost(module, preset, chosen, scan, **how)
+            kept = {"digest": digest, "cost": cost._asdict()}
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(kept, indent=1) + "\n")
+        rows.append({"system": name, "preset": preset, "slices": slices} | kept["cost"])
     return pd.DataFrame(rows, columns=list(COST_COLUMNS))
+
+
+def _digest(
+    classifier: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    preset: str,
+    scan: ScanItem,
+    how: Mapping[str, Any],
+) -> str:
+    """SHA-256 of all that a measurement depends on; other classifiers are not in it."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    choice = [classifier, preset, settings[classifier][preset], how, scan.scan_id, gpu]
+    digest = hashlib.sha256(json.dumps(choice, sort_keys=True).encode())
+    others = set(settings) - {classifier}
+    for path in sorted(Path(inputs.__file__).parent.glob("*.py")):
+        if path.stem not in others:
+            digest.update(path.read_bytes())
+    digest.update(scan.volume.read_bytes())
+    return digest.hexdigest()
 
 
 @matplotlib.rc_context(STYLE)

@@ -13,6 +13,7 @@ from torch import nn
 from lib.classification.inputs import ScanItem
 from lib.classification.task import Card
 from lib.data.store import save_volume
+from lib.reporting import cost
 from lib.reporting.cost import (
     COST_COLUMNS,
     card_modules,
@@ -115,10 +116,21 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def test_a_classifier_is_measured_in_a_process_of_its_own(scan):
-    table = cost_table(
-        {"racnet": "RACNet"}, {"racnet": {"small": SETTINGS}}, scan, presets=["small"], threads=1
+@pytest.fixture
+def measure(scan, tmp_path):
+    """Measure RACNet's small preset with some settings, keeping results in one folder."""
+    return lambda settings: cost_table(
+        {"racnet": "RACNet"},
+        {"racnet": {"small": settings}},
+        scan,
+        presets=["small"],
+        folder=tmp_path / "cost",
+        threads=1,
     )
+
+
+def test_a_classifier_is_measured_in_a_process_of_its_own(measure, monkeypatch):
+    table = measure(SETTINGS)
     assert table.columns.tolist() == list(COST_COLUMNS)
     (row,) = table.to_dict("records")
     assert (row["system"], row["preset"], row["slices"]) == ("RACNet", "small", 3)
@@ -128,6 +140,21 @@ def test_a_classifier_is_measured_in_a_process_of_its_own(scan):
     assert 0 < row["seconds_per_scan"] < 60
     assert row["peak_megabytes"] > row["parameters"] * 4 / 1e6  # weights are float32
     assert row["giga_flops"] > 0
+    monkeypatch.setattr(cost, "inference_cost", None)  # a second measurement would fail
+    pd.testing.assert_frame_equal(measure(SETTINGS), table)
+
+
+def test_what_changed_is_measured_again(measure, monkeypatch):
+    measured = []
+
+    def pretend(classifier, preset, settings, scan, **how):
+        measured.append(settings["image_size"])
+        return cost.Cost(1, 1.0, 1.0, 1.0, "CPU")
+
+    monkeypatch.setattr(cost, "inference_cost", pretend)
+    for size in (32, 32, 64):
+        measure(SETTINGS | {"image_size": size})
+    assert measured == [32, 64]
 
 
 @dataclass(frozen=True)
