@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from open_clip import CLIP
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lib.data.masks import tissue_threshold
 from lib.data.scan import to_grey
+from lib.data.splits import SPLITS, TRAIN, VALIDATION
 from lib.data.store import open_volume
 from lib.foundation import regions
 from lib.foundation.clip import (
@@ -34,6 +36,7 @@ from lib.foundation.clip import (
     tokenize,
 )
 from lib.foundation.regions import Region, slice_regions
+from lib.training import Row, fit, schedules
 
 LUNG = "lung"
 FRAGMENT, THORAX, VESSEL = "lung fragment", "lungs and mediastinum", "vessel"
@@ -247,6 +250,83 @@ def collect_crops(
         kinds += [KINDS.index(kind) for kind, _ in drawn]
         numbers += [int(number)] * len(drawn)
     return Crops(torch.cat(squares), torch.tensor(kinds), torch.tensor(numbers))
+
+
+def collect_parts(
+    model: CLIP,
+    scans: Mapping[str, Sequence[tuple[Path, Path]]],
+    *,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Crops]:
+    """`collect_crops` of every part.
+
+    Args:
+        model: CLIP, for the size of its pictures.
+        scans: (scan, mask) of the parts, of `lib.data.manifest.scans_with_lungs`.
+        settings: the section ``train_clip`` of params.yaml.
+        seed: of the random disturbances.
+    """
+    return {
+        split: collect_crops(
+            model,
+            scans[split],
+            slices=settings["slices"][split],
+            smallest_share=settings["smallest_share"],
+            seed=seed,
+        )
+        for split in SPLITS
+    }
+
+
+def train_small_clip(
+    model: CLIP,
+    crops: Mapping[str, Crops],
+    *,
+    sentences: Sequence[str],
+    settings: Mapping[str, Any],
+    data: Sequence[str],
+    folder: Path,
+    seed: int,
+) -> list[Row]:
+    """Train the small CLIP; the best epoch by how well the study's sentences part lungs from rest.
+
+    Args:
+        model: with random weights; has those of the best epoch afterwards.
+        crops: of `collect_parts`.
+        sentences: the study's own, worded otherwise than any caption.
+        settings: the section ``train_clip`` of params.yaml.
+        data: hashes of what the crops were cut from.
+        folder: where weights and learning curve go.
+        seed: of everything random.
+
+    Returns:
+        The learning curve.
+    """
+    tokens = caption_tokens(settings["phrases"], settings["templates"], model.context_length)
+    optimizer = build_optimizer(model, learning_rate=settings["learning_rate"])
+    history = fit(
+        model,
+        fabric=Fabric(precision=settings["precision"]),
+        optimizers=[optimizer],
+        schedulers=schedules([optimizer], **settings["schedule"]),
+        train_batches=captioned_batches(
+            crops[TRAIN],
+            tokens,
+            batch_crops=settings["batch_crops"],
+            steps=settings["steps_per_epoch"],
+        ),
+        validation_batches=[crops[VALIDATION]],
+        loss=batch_loss,
+        score=partial(lung_auc, sentences=sentences),
+        score_name="validation_auc",
+        epochs=settings["epochs"],
+        folder=folder,
+        seed=seed,
+        fingerprint={**settings, "sentences": sentences, "data": data},
+    )
+    model.eval()
+    return history
 
 
 def caption_tokens(

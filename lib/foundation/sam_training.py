@@ -12,30 +12,34 @@ targets are few:
 - losses are taken at the decoder's size, against the share of each of its pixels that is covered.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
+from lightning_fabric import Fabric, seed_everything
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, to_grey
+from lib.data.splits import TRAIN, VALIDATION
 from lib.data.store import open_volume
 from lib.foundation.mask_generator import MaskGenerator
 from lib.foundation.prompt_decoder import Decoded, upscale
 from lib.foundation.regions import BONE, BOTH_LUNGS, FAT, LUNG_PIECE, SOFT_TISSUE, slice_regions
-from lib.foundation.sam import grey_to_picture
+from lib.foundation.sam import SMALL, build_sam, grey_to_picture
+from lib.inference import file_sha256, one_thread
+from lib.training import Row, fit, schedules
 
 # Both lungs as one, and pieces of a lung, are left out: the network shall part the lungs and keep a
 # lung together. Scraps of tissue are too many and too small for a small network.
@@ -355,6 +359,67 @@ def mean_overlap(sam: Sam, batches: Iterable[PromptBatch], *, fabric: Fabric) ->
     if not overlaps:
         raise ValueError("the validation part is empty, so no epoch can be chosen")
     return float(torch.cat(overlaps).mean())
+
+
+def train_small_sam(
+    scans: Mapping[str, Sequence[tuple[Path, Path]]],
+    *,
+    settings: Mapping[str, Any],
+    folder: Path,
+    seed: int,
+) -> tuple[Sam, list[Row]]:
+    """Train the small SAM on scans with lung masks; the best epoch by IoU on validation slices.
+
+    Args:
+        scans: (scan, mask) of the parts, of `lib.data.manifest.scans_with_lungs`.
+        settings: the section ``train_sam`` of params.yaml.
+        folder: where weights and learning curve go.
+        seed: of everything random.
+
+    Returns:
+        The network, in evaluation mode, and its learning curve.
+    """
+    read = partial(read_slices, side=SMALL.image_size)
+    learned_from = read(scans[TRAIN], slices_per_scan=settings["slices_per_scan"])
+    validated = read(scans[VALIDATION], slices_per_scan=settings["validation_slices_per_scan"])
+    prompted = partial(PromptedSlices, prompts=settings["prompts"])
+    seed_everything(seed, verbose=False)
+    validation_batches = list(  # drawn once, so that epochs differ by the network alone
+        DataLoader(prompted(validated, augment=False), batch_size=16, collate_fn=collate)
+    )
+    fabric = Fabric(precision=settings["precision"])
+    seed_everything(seed, verbose=False)
+    model = build_sam("small").requires_grad_(True)
+    optimizer = AdamW(
+        model.parameters(),
+        lr=settings["learning_rate"],
+        betas=settings["betas"],
+        weight_decay=settings["weight_decay"],
+        fused=True,
+    )
+    data = [file_sha256(f) for part in (TRAIN, VALIDATION) for pair in scans[part] for f in pair]
+    with one_thread():  # its operations are too small to be shared between cores
+        history = fit(
+            model,
+            fabric=fabric,
+            optimizers=[optimizer],
+            schedulers=schedules([optimizer], **settings["schedule"]),
+            train_batches=steps_loader(
+                prompted(learned_from),
+                batch_size=settings["batch_slices"],
+                steps=settings["steps_per_epoch"],
+                processes=settings["loader_processes"],
+            ),
+            validation_batches=validation_batches,
+            loss=prompt_loss,
+            score=partial(mean_overlap, fabric=fabric),
+            score_name="validation_iou",
+            epochs=settings["epochs"],
+            folder=folder,
+            seed=seed,
+            fingerprint={**settings, "data": data},
+        )
+    return model.eval(), history
 
 
 def evenly_spaced(items: Sequence, count: int) -> list:

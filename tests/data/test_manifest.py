@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from lib.data.files import save_csv
-from lib.data.manifest import read_manifest, read_quarantine
+from lib.data.manifest import read_manifest, read_quarantine, scans_with_lungs
 
 
 @pytest.fixture
@@ -69,3 +69,14 @@ def test_the_quarantine_list_is_text(tmp_path):
     row = {"scan_id": "0001", "left_out": "scan", "reason": "NA", "file": "x", "detail": ""}
     save_csv(pd.DataFrame([row]), tmp_path / "quarantine.csv")
     assert read_quarantine(tmp_path).to_dict("records") == [row]
+
+
+def test_only_scans_with_a_lung_mask_are_paired(prepared):
+    manifest = read_manifest(prepared)
+    for name in ("0001", "NA"):
+        (prepared / "lungs").mkdir(exist_ok=True)
+        (prepared / f"lungs/{name}.b2nd").touch()
+    pairs = scans_with_lungs(manifest, prepared, "train")
+    assert pairs == [(prepared / "scans/0001.b2nd", prepared / "lungs/0001.b2nd")]
+    assert [mask.stem for _, mask in scans_with_lungs(manifest, prepared, "validation")] == ["NA"]
+    assert scans_with_lungs(manifest, prepared, "test") == []
