@@ -483,7 +483,8 @@ def train(task: Task) -> Trained:
         task: settings are image_size, window_share, slices_per_scan, draws, sequence_slices,
             draw_seed, fresh_draws, loader_processes, cache_slices, and the sections slices,
             sequence and picture, each with batch_scans, rounds, learning_rate, weight_decay and
-            those of `fit_network`; picture has momentum and label_smoothing too.
+            those of `fit_network`; slices has augmentation (strength) and head_learning_rate too,
+            picture momentum and label_smoothing.
     """
     settings = task.settings
     seed_everything(task.seed, verbose=False)
@@ -520,16 +521,6 @@ def _train_slices(
     train, validation = (
         ScanVolumes(scans, load=load, view=view) for scans in (task.train, task.validation)
     )
-    trained = [weights for weights in network.parameters() if weights.requires_grad]
-    head = {
-        id(weights)
-        for layer in (network.embedding, network.output)
-        for weights in layer.parameters()
-    }
-    groups = [
-        {"params": [w for w in trained if id(w) not in head], "lr": own["learning_rate"]},
-        {"params": [w for w in trained if id(w) in head], "lr": own["head_learning_rate"]},
-    ]
     return fit_network(
         task,
         network,
@@ -539,10 +530,21 @@ def _train_slices(
         ),
         logits=slice_logits,
         loss=slice_loss,
-        optimizers=[torch.optim.Adam(groups, weight_decay=own["weight_decay"])],
+        optimizers=[_adam(network, own)],
         settings=own,
         name="slices",
     )
+
+
+def _adam(network: SliceNetwork, own: Mapping[str, Any]) -> torch.optim.Adam:
+    """Adam with one rate for the backbone and one for the layers behind it."""
+    backbone = [weights for weights in network.backbone.parameters() if weights.requires_grad]
+    head = [*network.embedding.parameters(), *network.output.parameters()]
+    groups = [
+        {"params": backbone, "lr": own["learning_rate"]},
+        {"params": head, "lr": own["head_learning_rate"]},
+    ]
+    return torch.optim.Adam(groups, weight_decay=own["weight_decay"])
 
 
 def _train_sequence(task: Task, network: nn.Module, embeddings: Embeddings) -> list[Row]:
