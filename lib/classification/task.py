@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from lib.classification.inputs import BINARY_CLASSES, ScanItem, content_digest
 from lib.data.splits import TRAIN, VALIDATION
-from lib.training import Loss, Row, fit, schedules
+from lib.training import Loss, Row, Score, fit, schedules
 
 Logits = Callable[[nn.Module, Any], Tensor]
 
@@ -140,6 +140,7 @@ def fit_network(
     logits: Logits,
     optimizers: Sequence[Optimizer],
     loss: Loss | None = None,
+    score: Score | None = None,
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> list[Row]:
@@ -153,6 +154,8 @@ def fit_network(
         logits: from network and batch (on the device) to scores, shape (scans, 2).
         optimizers: of the network.
         loss: of a training batch; None is the cross entropy of ``logits``.
+        score: of network and validation batches, named as ``chosen_by`` says; None is the measure
+            of ``chosen_by`` on the ``logits``.
         settings: epochs, patience, schedule, chosen_by (a key of `CHOSEN_BY`); None takes the
             task's.
         name: a folder of its own, for a classifier of several networks.
@@ -172,7 +175,7 @@ def fit_network(
         train_batches=train_batches,
         validation_batches=validation_batches,
         loss=loss or cross_entropy(logits),
-        score=partial(_score, measure=measure, logits=logits, fabric=task.fabric),
+        score=score or partial(_score, measure=measure, logits=logits, fabric=task.fabric),
         score_name=score_name,
         higher_is_better=higher_is_better,
         epochs=settings["epochs"],
@@ -219,8 +222,14 @@ def macro_f1(scores: Tensor, targets: Tensor) -> float:
     )
 
 
+def accuracy(scores: Tensor, targets: Tensor) -> float:
+    """Share of scans whose class has the highest score."""
+    return float((scores.argmax(1) == targets).float().mean())
+
+
 # How the best epoch is chosen: column of the learning curve, whether higher is better, measure.
 CHOSEN_BY = {
     "loss": ("validation_loss", False, mean_loss),
     "macro_f1": ("validation_macro_f1", True, macro_f1),
+    "accuracy": ("validation_accuracy", True, accuracy),
 }
