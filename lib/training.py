@@ -39,7 +39,7 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     ReduceLROnPlateau,
 )
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
 from tqdm import tqdm
 
 from lib.data.files import whole_file
@@ -235,6 +235,29 @@ def schedules(
             for optimizer in optimizers
         ]
     raise ValueError(f"a schedule is 'plateau', 'cosine' or 'one-cycle', got {kind!r}")
+
+
+class SeededOrder(Sampler[tuple[int, int]]):
+    """Indices in random order, each with a seed for what is random about its item.
+
+    All numbers are drawn in the training process, so augmentation depends neither on how many
+    processes load nor on who loads what.
+
+    Args:
+        length: number of items; each comes once before any comes again.
+        count: numbers to draw per epoch; None is every item once.
+    """
+
+    def __init__(self, length: int, *, count: int | None = None) -> None:
+        self.length, self.count = length, length if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self.count, self.length):
+            order = torch.randperm(self.length)[: self.count - start].tolist()
+            yield from zip(order, torch.randint(2**31, (len(order),)).tolist(), strict=True)
 
 
 def predict(

@@ -404,3 +404,22 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_nothing():
             schedule.step()
     assert max(rates) == pytest.approx(0.5) and rates.index(max(rates)) == 2
     assert rates[0] < 0.05 and rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize("count", [5, 3, 12])
+def test_a_seeded_order_holds_every_index_before_any_comes_again(count):
+    order = training.SeededOrder(5, count=count)
+    torch.manual_seed(1)
+    first, second = list(order), list(order)
+    torch.manual_seed(1)
+    assert list(order) == first != second
+    assert len(first) == len(order) == count
+    indices = [index for index, _ in first]
+    for start in range(0, count, 5):
+        part = indices[start : start + 5]
+        assert len(set(part)) == len(part) and set(part) <= set(range(5))
+    assert len({seed for _, seed in first}) == count
+
+
+def test_a_seeded_order_holds_every_index_once_by_itself():
+    assert sorted(index for index, _ in training.SeededOrder(7)) == list(range(7))

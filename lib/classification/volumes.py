@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from lib.classification.inputs import ScanItem
 from lib.data.store import open_volume
+from lib.training import SeededOrder
 
 View = Callable[[np.ndarray, np.random.Generator | None], Tensor]
 
@@ -97,26 +98,6 @@ def slices_and_lungs(scan: ScanItem) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield voxels, np.ones(voxels.shape, bool) if mask is None else mask[index] > 0
 
 
-class SeededOrder(Sampler[tuple[int, int]]):
-    """Every index once in random order, each with a seed, from PyTorch's random numbers.
-
-    Args:
-        length: number of items.
-        rounds: so many times per epoch, for small training parts.
-    """
-
-    def __init__(self, length: int, *, rounds: int = 1) -> None:
-        self.length, self.rounds = length, rounds
-
-    def __len__(self) -> int:
-        return self.length * self.rounds
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for _ in range(self.rounds):
-            order = torch.randperm(self.length).tolist()
-            yield from zip(order, torch.randint(2**31, (self.length,)).tolist(), strict=True)
-
-
 def stack(items: Sequence[tuple[Tensor, int, str]]) -> VolumeBatch:
     """Batch of volumes of one shape (the ``collate_fn`` of `ScanVolumes`)."""
     volumes, targets, scan_ids = zip(*items, strict=True)
@@ -138,7 +119,7 @@ def random_batches(
     return DataLoader(
         scans,
         batch_size=batch_size,
-        sampler=SeededOrder(len(scans), rounds=rounds),
+        sampler=SeededOrder(len(scans), count=len(scans) * rounds),
         collate_fn=stack,
         num_workers=processes,
         drop_last=(len(scans) * rounds) % batch_size == 1 and len(scans) > 1,

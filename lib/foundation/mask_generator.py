@@ -6,10 +6,11 @@ record format are used as they are.
 - ``exact`` gives the same masks in the same order with the same scores. It is faster because the
   decoder does nothing twice (`lib.foundation.prompt_decoder`) and because a mask that its predicted
   IoU will drop is neither upscaled nor brought to the picture's size.
-- ``fast`` also leaves out grid points outside the body, judges stability, boxes and duplicates on
-  the decoder's own logits (a quarter of SAM's input size), and brings only the masks that are left
-  to the picture's size. Masks differ from the exact ones by pixels at the border, and a mask at the
-  edge of a threshold may come or go.
+- ``fast`` also leaves out grid points outside the body and sifts the masks twice: first on the
+  decoder's own logits (a quarter of SAM's input size) with thresholds that are a little too kind,
+  then the few that are left at the picture's size by the thresholds themselves. A mask that the
+  first sieve drops, though the second would have kept it, is the only way in which its masks can
+  differ from the exact ones by more than rounding.
 """
 
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ from lib.inference import in_batches, run_batches
 MODES = ("exact", "fast")
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KINDER_STABILITY = 0.25  # by which the first sieve of the fast mode asks for less
+KINDER_OVERLAP = 0.15  # by which it lets boxes overlap more
 MASKS_AT_A_TIME = 16  # brought to the picture's size together; bounds memory
 EVERY_NEIGHBOUR = np.ones((3, 3))  # an island or hole is joined over corners too
 
@@ -391,13 +394,15 @@ class MaskGenerator:
             points = points[frame.inside(points, body)]
         shared = share_picture(self.sam, embedding)
         parts = run_batches(
-            lambda batch: self._judged(self._candidates(batch, frame, shared), frame),
+            lambda batch: self._sifted(self._candidates(batch, frame, shared), frame),
             points,
             batch_size=self.settings.points_per_batch,
         )
         if not parts:
             return _no_proposals(frame.size)
         found = Candidates(*map(torch.cat, zip(*parts, strict=True)))
+        if not self.exact:
+            found = self._judged_as_needed(found, frame)
         found = found.take(nms(found.boxes.float(), found.quality, self.settings.box_nms_thresh))
         some = found.logits.split(MASKS_AT_A_TIME)
         masks = torch.cat([self._enlarged(s, frame) > self.sam.mask_threshold for s in some])
@@ -432,6 +437,43 @@ class MaskGenerator:
         boxes = torch.zeros((len(logits), 4), device=device)
         return Candidates(logits, quality, place, torch.zeros_like(quality), boxes)
 
+    def _sifted(self, candidates: Candidates, frame: Frame) -> Candidates:
+        """Masks of a batch worth keeping until all prompts are answered, with their boxes."""
+        return self._judged(candidates, frame) if self.exact else self._glanced(candidates, frame)
+
+    def _glanced(self, candidates: Candidates, frame: Frame) -> Candidates:
+        """Those that may be stable, judged on the decoder's own logits."""
+        rows, columns = frame.values_of_picture(candidates.logits)
+        values = candidates.logits[:, :rows, :columns]
+        least = max(self.settings.stability_score_thresh - KINDER_STABILITY, 0)
+        stability, stable = self._stable(values, least)
+        scale = torch.tensor(frame.pixels_per_value(candidates.logits) * 2, device=values.device)
+        boxes = batched_mask_to_box(values[stable] > self.sam.mask_threshold) * scale
+        return candidates.take(stable)._replace(stability=stability[stable], boxes=boxes)
+
+    def _judged_as_needed(self, candidates: Candidates, frame: Frame) -> Candidates:
+        """`_judged`, but only of those that no better one makes a duplicate.
+
+        One that fails no longer hides the duplicates behind it, so they come up in the next turn.
+        """
+        kinder = min(self.settings.box_nms_thresh + KINDER_OVERLAP, 1)
+        judged = _no_candidates(candidates)
+        waiting = candidates
+        while len(waiting.quality):
+            both = Candidates(*map(torch.cat, zip(judged, waiting, strict=True)))
+            known = len(judged.quality)
+            kept = nms(both.boxes.float(), both.quality, kinder)
+            fresh = kept[kept >= known]
+            if not len(fresh):
+                break
+            judged = Candidates(
+                *map(torch.cat, zip(judged, self._judged(both.take(fresh), frame), strict=True))
+            )
+            left = torch.ones(len(both.quality), dtype=torch.bool, device=kept.device)
+            left[:known], left[fresh] = False, False
+            waiting = both.take(left)
+        return judged
+
     def _judged(self, candidates: Candidates, frame: Frame) -> Candidates:
         """Those that are stable and not cut off by the crop, with their stability and boxes."""
         split = (values.split(MASKS_AT_A_TIME) for values in candidates)
@@ -440,23 +482,18 @@ class MaskGenerator:
 
     def _judged_part(self, candidates: Candidates, frame: Frame) -> Candidates:
         """`_judged` for as many masks as may be in memory at the picture's size."""
-        values = self._values(candidates.logits, frame)
-        cut, offset = self.sam.mask_threshold, self.settings.stability_score_offset
-        stability = calculate_stability_score(values, cut, offset)
-        stable = _at_least(stability, self.settings.stability_score_thresh)
-        boxes = batched_mask_to_box(values[stable] > cut)
-        if not self.exact:
-            boxes = boxes * torch.tensor(frame.pixels_per_value(candidates.logits) * 2)
+        values = self._enlarged(candidates.logits, frame)
+        stability, stable = self._stable(values, self.settings.stability_score_thresh)
+        boxes = batched_mask_to_box(values[stable] > self.sam.mask_threshold)
         judged = candidates.take(stable)._replace(stability=stability[stable], boxes=boxes)
         height, width = frame.size
         return judged.take(~is_box_near_crop_edge(boxes, frame.crop, [0, 0, width, height]))
 
-    def _values(self, logits: Tensor, frame: Frame) -> Tensor:
-        """What masks are judged on: logits at the crop's size, or as the decoder gives them."""
-        if self.exact:
-            return self._enlarged(logits, frame)
-        rows, columns = frame.values_of_picture(logits)
-        return logits[:, :rows, :columns]
+    def _stable(self, values: Tensor, least: float) -> tuple[Tensor, Tensor]:
+        """Stability scores of masks, and which reach a threshold."""
+        offset = self.settings.stability_score_offset
+        scores = calculate_stability_score(values, self.sam.mask_threshold, offset)
+        return scores, _at_least(scores, least)
 
     def _enlarged(self, logits: Tensor, frame: Frame) -> Tensor:
         """Logits at the crop's size, as the original brings them there or by two products."""
@@ -493,6 +530,11 @@ def enlarging_matrix(values: int, input_side: int, used: int, pixels: int) -> Te
 def _at_least(values: Tensor, least: float) -> Tensor:
     """Which values reach a threshold; a threshold of 0 is none, also for undefined values."""
     return values >= least if least > 0 else torch.ones_like(values, dtype=torch.bool)
+
+
+def _no_candidates(like: Candidates) -> Candidates:
+    """None, of the types of some."""
+    return Candidates(*(values[:0] for values in like))
 
 
 def _joined(parts: Sequence[Proposals]) -> Proposals:

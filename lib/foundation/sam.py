@@ -49,8 +49,8 @@ class SamSize(NamedTuple):
 
 
 SMALL = SamSize(
-    image_size=128,
-    patch_size=8,
+    image_size=256,
+    patch_size=16,
     width=96,
     depth=4,
     heads=4,

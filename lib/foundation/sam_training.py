@@ -28,7 +28,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, to_grey
@@ -39,7 +39,7 @@ from lib.foundation.prompt_decoder import Decoded, upscale
 from lib.foundation.regions import BONE, BOTH_LUNGS, FAT, LUNG_PIECE, SOFT_TISSUE, slice_regions
 from lib.foundation.sam import SMALL, build_sam, grey_to_picture
 from lib.inference import file_sha256, one_thread
-from lib.training import Row, fit, schedules
+from lib.training import Row, SeededOrder, fit, schedules
 
 # Both lungs as one, and pieces of a lung, are left out: the network shall part the lungs and keep a
 # lung together. Scraps of tissue are too many and too small for a small network.
@@ -53,7 +53,7 @@ LUNG_SHARE = 0.75  # of the prompts, where a slice shows lungs
 BOX_SHARE = 0.5  # of the prompts; the others are points
 BOX_JITTER = 0.05  # of the box's sides
 SMALLEST_SHARE = 0.003  # of the slice; the network's pixels are too large for smaller regions
-SMALLEST_REGION = 12  # pixels of the network's input, after augmentation
+SMALLEST_VISIBLE = 0.0007  # of the picture, after augmentation
 LARGEST_TURN = 3.0  # degrees
 SCALES = (0.9, 1.1)
 LARGEST_SHIFT = 0.03  # of the picture's side
@@ -148,7 +148,7 @@ def _fit(picture: np.ndarray, side: int, filter_: Image.Resampling) -> np.ndarra
 
 
 class PromptedSlices(Dataset):
-    """Slices with random prompts and augmentation, drawn from PyTorch's random numbers.
+    """Slices with random prompts and augmentation, both from the seed that comes with an index.
 
     Args:
         slices: what to prompt on.
@@ -164,14 +164,28 @@ class PromptedSlices(Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Picture, targets, regions, points, boxes and kinds of prompt of one slice."""
-        one = self.slices[index]
+    def __getitem__(
+        self, asked: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Picture, targets, regions, points, boxes and kinds of prompt of one slice.
+
+        Args:
+            asked: index and seed, of `lib.training.SeededOrder`.
+        """
+        index, seed = asked
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._prompted(self.slices[index])
+
+    def _prompted(
+        self, one: LabelledSlice
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`__getitem__`, from PyTorch's random numbers."""
         grey = torch.from_numpy(one.grey).float()
         regions, is_lung = torch.from_numpy(one.regions), torch.from_numpy(one.is_lung)
         if self.augment:
             grey, regions = augmented(grey, regions)
-        visible = regions.sum((1, 2)) >= SMALLEST_REGION
+        visible = regions.float().mean((1, 2)) >= SMALLEST_VISIBLE
         if not visible.any():  # moved out of sight: prompt for the whole picture
             regions, is_lung = torch.ones((1, *grey.shape), dtype=torch.bool), torch.tensor([False])
         else:
@@ -385,7 +399,12 @@ def train_small_sam(
     prompted = partial(PromptedSlices, prompts=settings["prompts"])
     seed_everything(seed, verbose=False)
     validation_batches = list(  # drawn once, so that epochs differ by the network alone
-        DataLoader(prompted(validated, augment=False), batch_size=16, collate_fn=collate)
+        DataLoader(
+            prompted(validated, augment=False),
+            batch_size=16,
+            sampler=SeededOrder(len(validated)),
+            collate_fn=collate,
+        )
     )
     fabric = Fabric(precision=settings["precision"])
     seed_everything(seed, verbose=False)
@@ -437,7 +456,7 @@ def steps_loader(slices: Dataset, *, batch_size: int, steps: int, processes: int
         steps: batches per epoch.
         processes: that load beside the training.
     """
-    sampler = RandomSampler(slices, replacement=True, num_samples=batch_size * steps)
+    sampler = SeededOrder(len(slices), count=batch_size * steps)
     return DataLoader(
         slices, batch_size=batch_size, sampler=sampler, collate_fn=collate, num_workers=processes
     )

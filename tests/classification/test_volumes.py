@@ -8,7 +8,6 @@ from torch import nn
 from lib.classification.inputs import ScanItem
 from lib.classification.volumes import (
     ScanVolumes,
-    SeededOrder,
     plain_batches,
     random_batches,
     slices_and_lungs,
@@ -59,17 +58,6 @@ def test_a_cached_scan_is_read_once(cache, expected):
     for index in (0, 1, 0, 1):
         assert volumes[index][0].unique().tolist() == [float(index)]
     assert len(read) == expected
-
-
-def test_the_order_holds_every_scan_once_per_round_and_follows_the_seed():
-    order = SeededOrder(5, rounds=2)
-    torch.manual_seed(1)
-    first, second = list(order), list(order)
-    torch.manual_seed(1)
-    assert list(order) == first != second
-    assert len(first) == len(order) == 10
-    assert sorted(i for i, _ in first[:5]) == sorted(i for i, _ in first[5:]) == list(range(5))
-    assert len({seed for _, seed in first}) == 10
 
 
 def views_of(loader):

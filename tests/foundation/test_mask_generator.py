@@ -40,7 +40,7 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
 CASES = [
     ({}, (96, 96)),
     ({}, (70, 130)),  # padded below
-    ({}, (200, 150)),  # larger than the network's input, padded on the right
+    ({}, (300, 200)),  # larger than the network's input, padded on the right
     ({"points_per_batch": 5, "points_per_side": 7}, (96, 96)),
     ({"crop_n_layers": 1}, (96, 96)),
     ({"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_nms_thresh": 0.5}, (90, 120)),
@@ -51,7 +51,7 @@ CASES = [
     ({"min_mask_region_area": 60, "crop_n_layers": 1}, (96, 96)),
     ({"output_mode": "uncompressed_rle"}, (96, 96)),
     ({"output_mode": "coco_rle"}, (96, 96)),
-    ({"points_per_side": None, "point_grids": [np.array([[0.2, 0.3], [0.7, 0.6]])]}, (96, 96)),
+    ({"points_per_side": None, "point_grids": [np.random.default_rng(0).random((30, 2))]}, (96, 96)),
 ]
 
 
