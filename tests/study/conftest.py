@@ -15,6 +15,7 @@ COPIED = ["lib", "notebooks", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcign
 TINY = {
     "study": {  # one of each to train
         "segmentations": ["none"],
+        "comparators": ["densenet3d121"],
         "scored_segmentations": ["morphology", "conventional", "sam2clip2sam"],
         "lung_networks": ["bcdunet"],
     },
@@ -47,7 +48,15 @@ TINY = {
     "classify": {
         "racnet": {
             "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
-        }
+        },
+        "densenet3d121": {
+            "small": {
+                "slices": 8,
+                "image_size": 32,
+                "epochs": 2,
+                "schedule": {"kind": "cosine", "T_max": 2},
+            }
+        },
     },
 }
 

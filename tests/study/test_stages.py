@@ -16,6 +16,13 @@ NOTEBOOKS = {path.stem: path for path in sorted((REPOSITORY / "notebooks").glob(
 PICTURES_ONLY = "lib/reporting"  # of a notebook that computes: changes no output but the pictures
 
 
+def notebook(stage: str) -> str:
+    """Name of the notebook that a stage runs, which begins the stage's own name."""
+    name = re.match(r"\$\{run\}/(\w+)\.ipynb ", STAGES[stage]["cmd"])[1]
+    assert stage == name or stage.startswith(f"{name}_")
+    return name
+
+
 def cells(name: str, kind: str = "code") -> list[dict]:
     return [c for c in json.loads(NOTEBOOKS[name].read_text())["cells"] if c["cell_type"] == kind]
 
@@ -71,19 +78,21 @@ def transitive_imports(code: str, *, without: str = "") -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_the_notebook_of_its_name_with_parameters_that_it_has(stage):
-    command = STAGES[stage]["cmd"]
-    assert command.split()[:3][1].startswith(f"reports/notebooks/{stage}")
-    assert command.startswith(f"${{run}}/{stage}.ipynb ")
+    command, name = STAGES[stage]["cmd"], notebook(stage)
+    assert command.split()[1].startswith(f"reports/notebooks/{name}")
     passed = re.findall(r"-p (\w+) ", command)
-    assert set(passed) <= default_parameters(stage)
+    assert set(passed) <= default_parameters(name)
     assert STAGES[stage]["desc"]
 
 
 def chosen_modules(stage: str) -> list[str]:
     """What a stage imports by the name of a classifier, one at a time."""
-    if stage not in ("classify", "cost"):
-        return [""]
-    return [f"from lib.classification import {name}" for name in PARAMETERS["classify"]]
+    names = {
+        "classify": ["racnet"],
+        "classify_comparators": [name for name in PARAMETERS["classify"] if name != "racnet"],
+        "cost": PARAMETERS["classify"],
+    }.get(stage)
+    return [f"from lib.classification import {name}" for name in names] if names else [""]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -97,7 +106,7 @@ def test_a_stage_names_the_lib_files_that_its_notebook_really_uses(stage):
             dep.replace("lib/classification/${item.classifier}.py", module) for dep in declared
         }
         assert [dep for dep in named if not (REPOSITORY / dep).exists()] == []
-        used = transitive_imports(f"{source(stage)}\n{chosen}", without=without)
+        used = transitive_imports(f"{source(notebook(stage))}\n{chosen}", without=without)
         assert {f for f in used if not any(f == d or f.startswith(f"{d}/") for d in named)} == set()
         needed |= {d for d in named if any(f == d or f.startswith(f"{d}/") for f in used)}
     assert {dep for dep in declared if "${" not in dep} - needed == set()
@@ -106,7 +115,7 @@ def test_a_stage_names_the_lib_files_that_its_notebook_really_uses(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_tracks_the_sections_of_parameters_that_its_notebook_reads(stage):
     tracked = {parameter.split(".")[0] for parameter in STAGES[stage].get("params", [])}
-    read = set(re.findall(r'params\["(\w+)"\]', source(stage)))
+    read = set(re.findall(r'params\["(\w+)"\]', source(notebook(stage))))
     assert read <= tracked
     assert tracked <= set(PARAMETERS)
 
@@ -119,7 +128,18 @@ def test_data_sets_in_parameters_are_those_of_the_adapters():
         assert set(described) == {"preset", "positive", "shares", "options", "lung_models"}
         assert described["lung_models"] in DATA_SETS
         assert set(described["positive"]) <= set(LABELS)
-    assert set(PARAMETERS["study"]["classification"]) <= set(PARAMETERS["study"]["data_sets"])
+    for size in PARAMETERS["sizes"].values():
+        assert set(size["classification"]) <= set(size["data_sets"])
+
+
+def test_the_study_is_one_of_its_sizes_and_full_leaves_nothing_out():
+    default, full = PARAMETERS["sizes"]["default"], PARAMETERS["sizes"]["full"]
+    assert PARAMETERS["study"] == default and default["size"] == "default"
+    assert full["size"] == "full" and full.keys() == default.keys()
+    for name, values in default.items():
+        if isinstance(values, list):
+            assert set(values) <= set(full[name])
+    assert {*full["comparators"], "racnet"} == set(PARAMETERS["classify"])
 
 
 def test_dvc_reads_the_graph():
