@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from lib.evaluation import audit
 from lib.reporting import published
-from lib.reporting.pictures import LINE_COLOURS, STYLE, legend_beside
+from lib.reporting.pictures import LINE_COLOURS, STYLE, legend_beside, new_figure
 from lib.reporting.published import NO_SEGMENTATION, PublishedCount
 from lib.reporting.tables import heading
 
@@ -335,7 +335,7 @@ def audit_figure() -> Figure:
         with the ratios of known parts. Middle: how far each sensitivity of table 2 is from the
         nearest one that a count out of 255 or 256 gives. Right: gains over the row before.
     """
-    figure = Figure(figsize=(11.5, 3.8), layout="constrained")
+    figure = new_figure((11.5, 3.8))
     left, middle, right = figure.subplots(1, 3)  # each with its own names of rows
     _draw_ratios(left)
     _draw_sensitivities(middle)

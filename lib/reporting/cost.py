@@ -39,7 +39,7 @@ from lib.classification import inputs
 from lib.classification.inputs import ScanItem
 from lib.data.files import whole_file
 from lib.data.store import open_volume
-from lib.reporting.pictures import LINE_COLOURS, STYLE, legend_beside
+from lib.reporting.pictures import LINE_COLOURS, STYLE, legend_beside, new_figure
 
 CLASSIFIERS = "lib.classification"
 MEGABYTE, GIGA = 1e6, 1e9
@@ -296,7 +296,7 @@ def cost_figure(costs: pd.DataFrame) -> Figure:
     Returns:
         Two panels with logarithmic axes; a mark per classifier, a colour per preset.
     """
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    figure = new_figure((9.0, 3.8))
     axes = figure.subplots(1, 2)
     presets = list(dict.fromkeys(costs["preset"]))
     colours = dict(zip(presets, LINE_COLOURS, strict=False))
