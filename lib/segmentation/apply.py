@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.scan import LEFT_LUNG, RIGHT_LUNG, Scan
-from lib.data.store import open_volume, save_volume
+from lib.data.store import StoredVolume, open_volume, save_volume
 
 
 def one_file(volume: Path) -> tuple[Path]:
@@ -35,8 +35,24 @@ def segment_scan(
         ValueError: if the segmenter returns no mask of the scan's shape.
     """
     stored = open_volume(volume)
-    mask = build(**settings)(stored.scan())
-    if mask.shape != stored.shape or mask.dtype != np.uint8:
+    return store_mask(build(**settings)(stored.scan()), path, stored)
+
+
+def store_mask(mask: np.ndarray, path: Path, stored: StoredVolume) -> dict[str, int]:
+    """Write a scan's lung mask to the store.
+
+    Args:
+        mask: uint8, shape of the scan.
+        path: the store file to write.
+        stored: the scan.
+
+    Returns:
+        As `segment_scan`.
+
+    Raises:
+        ValueError: if the mask is of another type or shape.
+    """
+    if tuple(mask.shape) != tuple(stored.shape) or mask.dtype != np.uint8:
         raise ValueError(f"mask {mask.dtype} {mask.shape} for a scan of shape {stored.shape}")
     save_volume(path, mask, spacing_mm=stored.spacing_mm)
     return {

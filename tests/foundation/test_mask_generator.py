@@ -51,7 +51,10 @@ CASES = [
     ({"min_mask_region_area": 60, "crop_n_layers": 1}, (96, 96)),
     ({"output_mode": "uncompressed_rle"}, (96, 96)),
     ({"output_mode": "coco_rle"}, (96, 96)),
-    ({"points_per_side": None, "point_grids": [np.random.default_rng(0).random((30, 2))]}, (96, 96)),
+    (
+        {"points_per_side": None, "point_grids": [np.random.default_rng(0).random((30, 2))]},
+        (96, 96),
+    ),
 ]
 
 
