@@ -288,27 +288,31 @@ def _digest(
 
 @matplotlib.rc_context(STYLE)
 def cost_figure(costs: pd.DataFrame) -> Figure:
-    """Seconds and memory of one scan against its FLOPs.
+    """What one scan costs, a row per classifier and a colour per preset.
 
     Args:
         costs: of :func:`cost_table`.
 
     Returns:
-        Two panels with logarithmic axes; a mark per classifier, a colour per preset.
+        Panels for parameters, GFLOPs, seconds and memory, with logarithmic axes.
     """
-    figure = new_figure((9.0, 3.8))
-    axes = figure.subplots(1, 2)
-    presets = list(dict.fromkeys(costs["preset"]))
-    colours = dict(zip(presets, LINE_COLOURS, strict=False))
-    labels = {"seconds_per_scan": "Seconds per scan", "peak_megabytes": "Peak memory, MB"}
+    systems = list(dict.fromkeys(costs["system"]))
+    colours = dict(zip(dict.fromkeys(costs["preset"]), LINE_COLOURS, strict=False))
+    labels = {
+        "parameters": "Parameters",
+        "giga_flops": "GFLOPs",
+        "seconds_per_scan": "Seconds per scan",
+        "peak_megabytes": "Peak memory, MB",
+    }
+    figure = new_figure((10.0, 1.0 + 0.28 * len(systems)))
+    axes = figure.subplots(1, len(labels), sharey=True)
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        axis.scatter(costs["giga_flops"], costs[column], c=costs["preset"].map(colours), zorder=2)
-        for row in costs.to_dict("records"):
-            place = (row["giga_flops"], row[column])
-            axis.annotate(
-                row["system"], place, xytext=(4, 3), textcoords="offset points", fontsize=6
-            )
-        axis.set(xscale="log", yscale="log", xlabel="GFLOPs", ylabel=label)
+        places = costs["system"].map(systems.index)
+        axis.scatter(costs[column], places, c=costs["preset"].map(colours), clip_on=False, zorder=3)
+        axis.set(xscale="log", xlabel=label)
+        axis.grid(axis="y", color="0.92")
+    axes[0].set_yticks(range(len(systems)), systems)
+    axes[0].set_ylim(len(systems) - 0.5, -0.5)
     marks = [
         Line2D([], [], marker="o", linestyle="", color=colour, label=preset)
         for preset, colour in colours.items()

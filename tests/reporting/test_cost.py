@@ -170,12 +170,18 @@ def test_a_process_that_dies_is_named():
         inference_cost("racnet", "paper", SETTINGS, Deadly())
 
 
-def test_the_figure_names_every_classifier_in_both_panels():
+def test_the_figure_shows_every_cost_of_every_classifier():
     rows = [
-        ["A", "small", 10, 1.0, 0.1, 50.0, 3, "CPU"],
+        ["A", "paper", 10, 1.0, 0.1, 50.0, 3, "CPU"],
+        ["A", "small", 5, 0.5, 0.2, 20.0, 3, "CPU"],
         ["B", "paper", 20, 9.0, 1.0, 90.0, 3, "CPU"],
     ]
-    figure = cost_figure(pd.DataFrame(rows, columns=COST_COLUMNS))
-    for axis in figure.axes:
-        assert [text.get_text() for text in axis.texts] == ["A", "B"]
-        assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    costs = pd.DataFrame(rows, columns=COST_COLUMNS)
+    axes = cost_figure(costs).axes
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["A", "B"]
+    columns = ("parameters", "giga_flops", "seconds_per_scan", "peak_megabytes")
+    for axis, column in zip(axes, columns, strict=True):
+        values, places = axis.collections[0].get_offsets().T
+        assert values.tolist() == costs[column].tolist()
+        assert places.tolist() == [0, 0, 1]
+        assert axis.get_xscale() == "log"
