@@ -43,7 +43,6 @@ TINY = {
         "steps_per_epoch": 2,
         "epochs": 2,
     },
-    "cost": {"presets": ["small"]},
     "ablate_sam2clip2sam": {"scans": 2, "slices_per_scan": 2},
     "classify": {
         "racnet": {
