@@ -31,7 +31,7 @@ checkpoints: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models/*/ data/predictions \
-	  data/audit data/cost \
+	  data/audit data/cost data/experiments \
 	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 

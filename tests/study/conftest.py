@@ -44,13 +44,30 @@ TINY = {
         "epochs": 2,
     },
     "ablate_sam2clip2sam": {"scans": 2, "slices_per_scan": 2},
+    "test_confounder": {
+        "phantom": {"size": 32, "slices": [2, 3]},
+        "default": {
+            "classifiers": ["densenet3d121"],
+            "inputs": ["none"],
+            "strengths": [1.0],
+            "scans_per_class": {"train": 1, "validation": 1, "test": 2},
+        },
+    },
+    "cross_data": {
+        "phantom": {"size": 32, "slices": [2, 3]},
+        "default": {
+            "classifiers": ["densenet3d121"],
+            "inputs": ["true lungs"],
+            "scans_per_class": {"train": 1, "validation": 1, "test": 2},
+        },
+    },
     "classify": {
         "racnet": {
             "small": {"image_size": 32, "epochs": 3, "schedule": {"kind": "cosine", "T_max": 3}}
         },
         "densenet3d121": {
             "small": {
-                "slices": 8,
+                "slices": 16,  # the least that it takes
                 "image_size": 32,
                 "epochs": 2,
                 "schedule": {"kind": "cosine", "T_max": 2},

@@ -91,6 +91,8 @@ def chosen_modules(stage: str) -> list[str]:
         "classify": ["racnet"],
         "classify_comparators": [name for name in PARAMETERS["classify"] if name != "racnet"],
         "cost": PARAMETERS["classify"],
+        "cross_data": PARAMETERS["classify"],
+        "test_confounder": PARAMETERS["classify"],
     }.get(stage)
     return [f"from lib.classification import {name}" for name in names] if names else [""]
 

@@ -30,14 +30,14 @@ def test_it_leaves_tables_and_figures(study):
     tables = {path.name for path in (study / "reports/tables").iterdir()}
     names = ["data", "segmentation", "classification", "sam2clip2sam_table1", "sam2clip2sam_table2"]
     names += [f"segmentation_{kind}" for kind in ("claim", "by_class", "paired")]
-    names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems")]
-    names += ["cost", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
+    names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems", "confounder")]
+    names += ["cost", "cross_data", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
     kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3", "sam2clip2sam_journey"]
     names = [f"{kind}_phantom" for kind in (*kinds, "roc", "confusion")]
     names += [f"learning_curves_phantom_{name}" for name in ("racnet", "densenet3d121")]
-    names += ["learning_curves_lungs"]
+    names += ["learning_curves_lungs", "sam2clip2sam_confounder", "cross_data"]
     assert figures == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
@@ -104,4 +104,5 @@ def test_a_parameter_of_racnet_concerns_racnet_and_the_reports_only(study):
     finally:
         change_parameters(study, {"classify": {"racnet": {"small": {"learning_rate": 1.0e-4}}}})
     stages = set(re.findall(r"Running stage '([\w@-]+)'", planned))
-    assert stages == {"classify@phantom-none-racnet", "cost", "tables", "figures"}
+    experiments = {"test_confounder", "cross_data"}  # which find their trainings unchanged
+    assert stages == {"classify@phantom-none-racnet", "cost", "tables", "figures"} | experiments

@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lib.classification import experiment
+from lib.classification.experiment import (
+    Case,
+    Run,
+    System,
+    code_files,
+    cross_runs,
+    part,
+    read_result,
+    run_all,
+    run_inputs,
+)
+
+SETTINGS = {
+    "slices": 16,
+    "image_size": 32,
+    "batch_scans": 4,
+    "rounds": 1,
+    "learning_rate": 5.0e-3,
+    "weight_decay": 5.0e-4,
+    "epochs": 1,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": None,
+    "precision": "32-true",
+    "loader_processes": 0,
+    "cache_volumes": True,
+}
+SYSTEM = System(classifier="densenet3d121", preset="small", settings=SETTINGS)
+
+
+@pytest.fixture
+def found(made_scans):
+    """Eight scans, two of them to test on."""
+    parts = 4 * ["train"] + 2 * ["validation"] + 2 * ["test"]
+    return [
+        Case(*row, f"patient {k}") for k, row in enumerate(zip(made_scans(8), parts, strict=True))
+    ]
+
+
+def make_run(found, **about):
+    about = {"system": "densenet3d121", "input": "true lungs", "seed": 0} | about
+    return Run(system=SYSTEM, about=about, learned=found, tested={"here": part(found, "test")})
+
+
+def test_a_run_that_is_there_is_not_trained_again(found, tmp_path, monkeypatch):
+    folders = {"folder": tmp_path / "e/runs", "unfinished": tmp_path / "unfinished"}
+    run = make_run(found)
+    first = run_all([run], **folders, classifiers=["densenet3d121"])
+    assert first["scan_id"].tolist() == [case.scan.scan_id for case in found[6:]]
+    assert first["patient_id"].tolist() == ["patient 6", "patient 7"]
+    assert set(first["tested_on"]) == {"here"} and set(first["input"]) == {"true lungs"}
+    assert not any(folders["unfinished"].iterdir())
+    pd.testing.assert_frame_equal(read_result(folders["folder"] / f"{run.name}.csv"), first)
+
+    trained = []
+    monkeypatch.setattr(experiment, "train_and_judge", _note(trained))
+    again = run_all([run, make_run(found, seed=1)], **folders, classifiers=["densenet3d121"])
+    assert trained == ["densenet3d121-true_lungs-1"]
+    pd.testing.assert_frame_equal(again[again["seed"] == 0], first)
+
+
+def _note(trained):
+    """Work that leaves a copy of the first run's result, and notes which run asked for it."""
+
+    def work(run, path, *, unfinished):
+        trained.append(run.name)
+        other = path.parents[2] / "densenet3d121-true_lungs-0.csv"
+        pd.read_csv(other).assign(**run.about).to_csv(path, index=False)
+        return {}
+
+    return work
+
+
+def test_a_result_depends_on_the_run_and_its_scans(found):
+    run = make_run(found)
+    other_settings = replace(run, system=replace(SYSTEM, settings=SETTINGS | {"epochs": 2}))
+    unmasked = [replace(case, scan=replace(case.scan, mask=None)) for case in found]
+    other_split = [replace(found[0], split="validation"), *found[1:]]
+    others = [
+        make_run(found, seed=1),
+        other_settings,
+        make_run(found[1:]),
+        make_run(unmasked),
+        make_run(other_split),
+    ]
+    text = run_inputs(run, classifiers=[])[0]
+    assert run_inputs(make_run(list(found)), classifiers=[])[0] == text
+    assert all(run_inputs(other, classifiers=[])[0] != text for other in others)
+
+
+def test_a_result_depends_on_its_own_classifier_and_no_other():
+    names = {p.stem for p in code_files("racnet", {"racnet", "mdap", "mc3_18"})}
+    assert {"racnet", "inputs", "task", "experiment"} <= names
+    assert not names & {"mdap", "mc3_18"}
+
+
+def test_runs_of_one_name_and_no_run_are_refused(found, tmp_path):
+    for runs in ([], [make_run(found), make_run(found)]):
+        with pytest.raises(ValueError, match="needs runs with different names"):
+            run_all(runs, tmp_path, unfinished=tmp_path, classifiers=[])
+
+
+def test_every_data_set_is_trained_on_and_tested_on(found):
+    there = [replace(case, patient_id=f"other {case.patient_id}") for case in found]
+    systems = {"A": SYSTEM, "B": replace(SYSTEM, preset="paper")}
+    runs = list(cross_runs({"A": found, "B": there}, systems, {"seed": 4}))
+    assert [run.name for run in runs] == ["A-4", "B-4"]
+    assert [run.system.preset for run in runs] == ["small", "paper"]
+    for run in runs:
+        assert {name: len(cases) for name, cases in run.tested.items()} == {"A": 2, "B": 2}
+        assert run.tested["B"] == there[6:]
+    assert [run.learned[0].patient_id for run in runs] == ["patient 0", "other patient 0"]
