@@ -24,6 +24,8 @@ benchmark: $(READY)
 	  reports/notebooks/benchmark_ingest.ipynb
 	papermill --log-output --no-progress-bar notebooks/benchmark_segmentation.ipynb \
 	  reports/notebooks/benchmark_segmentation.ipynb
+	papermill --log-output --no-progress-bar notebooks/benchmark_racnet.ipynb \
+	  reports/notebooks/benchmark_racnet.ipynb
 
 checkpoints: $(READY)
 	papermill --log-output --no-progress-bar notebooks/checkpoints.ipynb \

@@ -102,6 +102,11 @@ def peak_memory(work: Callable[[], object]) -> float:
 
 def _peak_after(work: Callable[[], object]) -> float:
     work()
+    return own_peak_memory()
+
+
+def own_peak_memory() -> float:
+    """Largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss of Linux starts at the size of the process that started this
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1024

@@ -5,19 +5,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
 from torch import nn
 
 from lib.classification.imagenet import LITE0, imagenet_weights
 from lib.classification.racnet import (
+    CARD,
     VARIANTS,
     RACNet,
     RoutedDense,
     build,
     build_optimizers,
+    predict,
     routing_positions,
     run_packed,
+    shown,
+    train,
     unchanged_statistics,
 )
+from lib.classification.task import Task
+from lib.data.store import open_volume
 
 WIDTH, POSITIONS = 6, 12
 
@@ -143,6 +150,82 @@ def test_gru_on_real_slices_equals_gru_on_padded_ones():
     torch.testing.assert_close(run_packed(recurrent, features, lengths), expected)
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_single_slice_can_be_trained_on(chunk):
+    """Its batch statistics would be those of nothing, so the running ones normalise it."""
+    model = tiny_racnet(slices_per_chunk=chunk, dropout=0.0).train()
+    before = copy.deepcopy(model.normalisation.state_dict())
+    slices = random_slices(1)
+    logits = model(slices, [1])
+    logits.sum().backward()
+    assert all(weights.grad.isfinite().all() for weights in model.parameters())
+    for name, values in model.normalisation.state_dict().items():
+        assert torch.equal(values, before[name]), name
+
+
+# ---------------------------------------------------------------------------------- stored scans
+
+TINY = {"backbone": "test_efficientnet", "positions": 8, "recurrent_width": 8, "hidden_width": 8}
+SETTINGS = {
+    "image_size": 32,
+    "batch_scans": 4,
+    "learning_rate": 5e-3,
+    "head_learning_rate": 5e-3,
+    "slices_per_chunk": None,
+    "epochs": 8,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": {"kind": "cosine", "T_max": 8},
+    "loader_processes": 0,
+    "cache_slices": True,
+}
+
+
+def make_task(scans, training, variant, settings, folder, seed=3):
+    splits = training * ["train"] + (len(scans) - training) * ["validation"]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Task(
+        scans=scans, splits=splits, variant=variant, settings=settings, fabric=fabric,
+        folder=folder, seed=seed,
+    )  # fmt: skip
+
+
+def test_it_learns_from_stored_scans_and_predicts_the_same_again(made_scans, black_scan, tmp_path):
+    """Scans of one slice, of more slices than places, and one of which the mask leaves nothing."""
+    scans = made_scans(24)
+    found = []
+    for run in ("first", "second"):
+        task = make_task(scans, 16, TINY, SETTINGS, tmp_path / run)
+        model, histories, _ = train(task)
+        assert list(histories) == [CARD.name]
+        found.append(predict(model, [*scans, black_scan], settings=SETTINGS, fabric=task.fabric))
+    first, second = found
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (25, 2)
+    assert np.isfinite(first).all()
+    truth = [scan.target for scan in scans]
+    print(histories, first[:, 1].round(2), truth)
+    assert (first[:24].argmax(1) == truth).mean() >= 0.9
+
+
+def test_a_scan_with_more_slices_than_places_is_thinned_not_refused(made_scans):
+    scan = made_scans(2, slices=20)[1]
+    assert len(open_volume(scan.volume)) == 21
+    model = build(**TINY | {"positions": 5})
+    seen = []
+    model.backbone.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    probabilities = predict(model, [scan], settings=SETTINGS, fabric=fabric)
+    assert seen == [5]
+    assert np.isfinite(probabilities).all()
+
+
+def test_what_is_shown_is_every_slice_at_the_networks_size(made_scans):
+    pictures = shown(made_scans(2)[1], SETTINGS)
+    assert pictures.shape == (8, 32, 32)
+    assert pictures.dtype == np.uint8
+
+
 # ----------------------------------------------------------------------------------------- routing
 
 
@@ -236,6 +319,30 @@ def test_unselected_weights_and_their_moments_stay_as_they_are():
         assert torch.equal(now[rest], then[rest])
 
 
+def test_a_whole_training_on_short_scans_leaves_the_other_places_alone(made_scans, tmp_path):
+    """Bit for bit, through `train` with its chunks, schedule and choice of the best epoch."""
+    settings = SETTINGS | {"epochs": 2, "slices_per_chunk": 4}
+    variant = TINY | {"positions": 40}
+    task = make_task(made_scans(8), 6, variant, settings, tmp_path)  # of 1 and of 7 to 9 slices
+    places = {p for n in (1, 7, 8, 9) for p in routing_positions(n, 40).tolist()}
+    rest = [place for place in range(40) if place not in places]
+    model, _, _ = train(task)
+    torch.manual_seed(task.seed)
+    start = build(**variant).dense.table
+    changed = (model.dense.table != start).any(dim=1)
+    assert len(rest) > 10
+    assert not changed[rest].any()
+    assert changed[[0, 39]].all()
+
+
+def test_autocast_leaves_the_gradient_of_unselected_places_exactly_zero():
+    layer = RoutedDense(positions=10, width=3, hidden_width=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = layer(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 9]), [2])
+    outputs.square().sum().backward()
+    assert layer.table.grad.any(dim=1).nonzero().flatten().tolist() == [0, 9]
+
+
 def test_rows_that_are_always_selected_move_as_under_adam():
     sparse = tiny_racnet(dropout=0.0)
     dense = copy.deepcopy(sparse)
@@ -277,6 +384,49 @@ def test_chunks_change_neither_outputs_nor_gradients_of_a_frozen_batch_norm():
         nn.functional.cross_entropy(model(slices, lengths), torch.tensor([0, 1])).backward()
     for expected, found in zip(whole.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_no_chunk_is_longer_than_asked_or_much_shorter_than_the_others():
+    model, seen = tiny_racnet(slices_per_chunk=4).eval(), []
+    model.backbone.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    with torch.inference_mode():
+        model(random_slices(9), [9])
+    assert seen == [3, 3, 3]
+
+
+def saved_bytes(run):
+    """Bytes that autograd keeps for the backward pass, weights aside."""
+    kept = {}
+
+    def keep(values):
+        if not isinstance(values, nn.Parameter):
+            storage = values.untyped_storage()
+            kept[storage._cdata] = values, storage.nbytes()  # held, so that no address comes twice
+        return values
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+        run()
+    return sum(size for _, size in kept.values())
+
+
+def test_five_scans_of_700_slices_train_within_24_gigabytes():
+    """Counted on layers without memory, single precision; half of it is left to scratch memory."""
+    with torch.device("meta"):
+        model, size = build(**VARIANTS["paper"]), 256
+        chunk = torch.empty((64, 1, size, size), dtype=torch.uint8)
+        features = torch.empty((5 * 700, 1280), requires_grad=True)
+        one_chunk = saved_bytes(lambda: model._chunk_features(chunk))
+        places = torch.zeros(5 * 700, dtype=torch.int64)
+        outputs = torch.empty((5 * 700, 128), requires_grad=True)
+        behind = saved_bytes(
+            lambda: (
+                model.dropout(model._normalised(features)),
+                model.dense(outputs, places, 5 * [700]),
+            )
+        )
+    weights = 4 * 4 * CARD.parameters  # values, gradients, two moments
+    assert one_chunk == pytest.approx(64 * 110 * 2**20, rel=0.01)
+    assert one_chunk + behind + 5 * 700 * size**2 + weights < 12e9
 
 
 def test_recomputed_chunks_count_once_in_the_running_statistics():
