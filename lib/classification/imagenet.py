@@ -49,6 +49,32 @@ def efficientnet(
     return network.to(memory_format=torch.channels_last)  # same numbers, about twice as fast
 
 
+class SplitBackbone(nn.Module):
+    """An EfficientNet in two parts: a frozen front, whose features can be kept, and the rest.
+
+    Args:
+        network: of `efficientnet`.
+        frozen_blocks: as given there.
+    """
+
+    def __init__(self, network: nn.Module, *, frozen_blocks: int) -> None:
+        super().__init__()
+        front, rest = network.blocks[:frozen_blocks], network.blocks[frozen_blocks:]
+        self.front = nn.Sequential(network.conv_stem, network.bn1, *front)
+        self.rest = nn.Sequential(*rest, network.conv_head, network.bn2, network.global_pool)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pooled features, as the whole network's.
+
+        Args:
+            pictures: shape (pictures, 3, height, width).
+
+        Returns:
+            Shape (pictures, features).
+        """
+        return self.rest(self.front(pictures))
+
+
 def imagenet_weights(backbone: str = LITE0) -> dict[str, Tensor]:
     """ImageNet weights of EfficientNet-Lite0 under timm's names, with its 1,000-class layer.
 

@@ -57,7 +57,7 @@ class ScanBatch(NamedTuple):
     """Several scans, their slices one after another.
 
     Attributes:
-        slices: uint8, shape (total slices, 1, size, size).
+        slices: uint8, shape (total slices, 1, size, size), or features of them.
         lengths: number of slices of each scan.
         targets: int64, shape (scans,).
         scan_ids: pseudonymous name of each scan.
@@ -262,18 +262,74 @@ class ScanSlices(Dataset):
         )
 
 
+class ScanViews(Dataset):
+    """Scans as (slices, target, scan_id), at random mirrored and with slices left out.
+
+    An index asks for a scan as it is, a pair (index, seed) of `lib.training.SeededOrder` for a
+    random view.
+
+    Args:
+        scans: the scans.
+        mirrored: whether a random view is mirrored, left for right, half of the time.
+        left_out: share of the slices that a random view leaves out, each by chance.
+        prepare: applied to the slices of a scan, all at once; what it returns has as many entries.
+            Kept in memory, as they are and mirrored; None leaves the slices as they are.
+    """
+
+    def __init__(
+        self,
+        scans: ScanSlices,
+        *,
+        mirrored: bool = False,
+        left_out: float = 0.0,
+        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        if not 0 <= left_out < 1:
+            raise ValueError(f"left_out is a share below 1, got {left_out}")
+        self.scans, self.mirrored, self.left_out = scans, mirrored, left_out
+        self.prepare = prepare
+        self._prepared: dict[tuple[int, bool], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, asked: int | tuple[int, int]) -> tuple[np.ndarray, int, str]:
+        index, seed = asked if isinstance(asked, tuple) else (asked, None)
+        scan = self.scans.scans[index]
+        if seed is None:
+            return self._view(index, mirrored=False), scan.target, scan.scan_id
+        generator = np.random.default_rng(seed)
+        slices = self._view(index, mirrored=self.mirrored and generator.random() < 0.5)
+        kept = generator.random(len(slices)) >= self.left_out
+        kept[generator.integers(len(slices))] = True  # never none
+        return slices[kept], scan.target, scan.scan_id
+
+    def _view(self, index: int, *, mirrored: bool) -> np.ndarray:
+        """All slices of a scan, prepared."""
+        if (index, mirrored) in self._prepared:
+            return self._prepared[index, mirrored]
+        slices, _, _ = self.scans[index]
+        if mirrored:
+            slices = np.ascontiguousarray(slices[..., ::-1])
+        if self.prepare is not None:
+            slices = self._prepared[index, mirrored] = self.prepare(slices)
+        return slices
+
+
 def pack(items: Sequence[tuple[np.ndarray, int, str]]) -> ScanBatch:
     """Put the slices of several scans one after another (the ``collate_fn`` of ``ScanSlices``).
 
     Args:
-        items: (slices, target, scan_id) of each scan, slices uint8 (slices, size, size).
+        items: (slices, target, scan_id) of each scan, slices uint8 (slices, size, size) or features
+            of them, float32 (slices, channels, rows, columns).
 
     Returns:
         The batch, scans in the given order.
     """
     slices, targets, scan_ids = zip(*items, strict=True)
+    together = torch.from_numpy(np.concatenate(slices))
     return ScanBatch(
-        slices=torch.from_numpy(np.concatenate(slices)[:, None]),
+        slices=together[:, None] if together.ndim == 3 else together,
         lengths=[len(part) for part in slices],
         targets=torch.tensor(targets, dtype=torch.int64),
         scan_ids=list(scan_ids),

@@ -54,3 +54,16 @@ def test_frozen_blocks_do_not_train():
         name.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1")) for name in trained
     )
     assert {"blocks.2.0.conv_pw.weight", "conv_head.weight"} <= trained
+
+
+def test_front_and_rest_give_what_the_whole_network_gives():
+    torch.manual_seed(0)
+    network = imagenet.efficientnet(imagenet.LITE0, frozen_blocks=5).eval()
+    split = imagenet.SplitBackbone(network, frozen_blocks=5)
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(split(pictures), network(pictures))
+    assert not any(weights.requires_grad for weights in split.front.parameters())
+    assert all(weights.requires_grad for weights in split.rest.parameters())
+    count = sum(weights.numel() for weights in network.parameters())
+    assert sum(weights.numel() for weights in split.parameters()) == count

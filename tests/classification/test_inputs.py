@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -12,6 +12,7 @@ from lib.classification.inputs import (
     BINARY_CLASSES,
     ScanItem,
     ScanSlices,
+    ScanViews,
     content_digest,
     load_slices,
     pack,
@@ -278,3 +279,54 @@ def test_a_real_scan_shows_its_lungs(real_data):
     inside = load_slices(lungs, size=128) == 255
     assert 20 < np.median(loaded[inside]) < 120
     assert loaded[load_slices(lungs, size=128) == 0].max() == 0
+
+
+def views(scans, **options):
+    return ScanViews(ScanSlices(scans, size=16), **options)
+
+
+def test_an_index_alone_asks_for_the_scan_as_it_is(scans):
+    plain = views(scans, mirrored=True, left_out=0.5)
+    for index in range(len(plain)):
+        slices, target, scan_id = plain[index]
+        expected, *labels = ScanSlices(scans, size=16)[index]
+        np.testing.assert_array_equal(slices, expected)
+        assert [target, scan_id] == labels
+
+
+@given(seed=st.integers(0, 2**31 - 1), left_out=st.floats(0, 0.99))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_random_view_is_some_of_the_slices_in_order_maybe_mirrored(scans, seed, left_out):
+    random = views(scans, mirrored=True, left_out=left_out)
+    slices, _, _ = random[0, seed]
+    np.testing.assert_array_equal(slices, random[0, seed][0])
+    whole, _, _ = random[0]
+    assert 1 <= len(slices) <= len(whole)
+    for candidate in (whole, whole[..., ::-1]):
+        places = [[np.array_equal(one, other) for other in candidate].index(True) for one in slices
+                  if any(np.array_equal(one, other) for other in candidate)]  # fmt: skip
+        if len(places) == len(slices):
+            assert places == sorted(places)
+            break
+    else:
+        pytest.fail("the view holds other slices than the scan")
+    if left_out == 0:
+        assert len(slices) == len(whole)
+
+
+def test_prepared_slices_are_prepared_once_for_each_side(scans):
+    seen = []
+
+    def prepare(slices):
+        seen.append(slices)
+        return slices[:, None].astype(np.float32)
+
+    random = views(scans, mirrored=True, prepare=prepare)
+    batches = [pack([random[index, seed] for index in range(2)]) for seed in range(12)]
+    assert len(seen) == 4  # two scans, two sides
+    assert batches[0].slices.dtype == torch.float32 and batches[0].slices.ndim == 4
+
+
+def test_leaving_everything_out_is_refused(scans):
+    with pytest.raises(ValueError, match=r"left_out is a share below 1, got 1\.0"):
+        views(scans, left_out=1.0)
