@@ -70,7 +70,8 @@ CARD = Card(
     published="differentiable single-path search by Gumbel-softmax over 3-D mobile cells with nine "
     "operations, then retraining; Adam, cosine schedule",
     ours="the found architecture is not public: ours is searched anew; the scores learn from the "
-    "validation part in the same step as the weights; lung window and a true centre crop",
+    "validation part in the same step as the weights; lung window, a true centre crop, lungs "
+    "standardised without the black around them, flips of all axes",
     approximation=True,
 )
 

@@ -139,6 +139,26 @@ def standardised(volume: np.ndarray) -> np.ndarray:
     return centred / np.float32(deviation) if deviation > 0 else np.zeros_like(centred)
 
 
+def resampled(
+    volume: np.ndarray, generator: np.random.Generator | None, *, slices: int
+) -> np.ndarray:
+    """A fixed number of slices of a scan, at random also mirrored.
+
+    Args:
+        volume: shape (slices there are, height, width).
+        generator: for a random choice of slices and random flips of all axes; None for the
+            symmetrical choice without flips.
+        slices: number wanted.
+
+    Returns:
+        Same type, shape (slices, height, width).
+    """
+    if generator is None:
+        return volume[symmetrical_positions(len(volume), slices)]
+    chosen = volume[random_positions(len(volume), slices, generator)]
+    return np.flip(chosen, np.flatnonzero(generator.random(3) < 0.5))
+
+
 def resampled_view(
     volume: np.ndarray, generator: np.random.Generator | None, *, slices: int
 ) -> Tensor:
@@ -152,12 +172,7 @@ def resampled_view(
     Returns:
         float32, shape (1, slices, size, size).
     """
-    if generator is None:
-        chosen = volume[symmetrical_positions(len(volume), slices)]
-    else:
-        chosen = volume[random_positions(len(volume), slices, generator)]
-        chosen = np.flip(chosen, np.flatnonzero(generator.random(3) < 0.5))
-    return torch.from_numpy(standardised(chosen)[None])
+    return torch.from_numpy(standardised(resampled(volume, generator, slices=slices))[None])
 
 
 def volume_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:

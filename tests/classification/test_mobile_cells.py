@@ -24,6 +24,7 @@ from lib.classification.mobile_cells import (
     scan_volumes,
     search_task,
     shown,
+    standardised_foreground,
 )
 from lib.classification.task import Task
 from lib.data.store import save_volume
@@ -182,17 +183,26 @@ def test_hounsfield_units_are_clipped_and_what_is_no_lung_is_black(tmp_path):
 
 
 @pytest.mark.parametrize("slices", [1, 3, 9])
-def test_volumes_have_one_shape_and_mean_0(tmp_path, slices):
-    voxels = np.random.default_rng(0).integers(-1000, 100, (slices, 24, 24)).astype(np.int16)
-    scan = stored(tmp_path, voxels)
+def test_volumes_have_one_shape_and_lungs_of_mean_0(tmp_path, slices):
+    voxels = np.random.default_rng(0).integers(-1000, 100, (slices, 20, 20)).astype(np.int16)
+    mask = np.zeros(voxels.shape, np.uint8)
+    mask[:, 5:12, 5:15] = 1
+    scan = stored(tmp_path, voxels, mask)
     volumes = scan_volumes([scan], SETTINGS)
     for asked in (0, (0, 7)):
         volume, _, _ = volumes[asked]
         assert volume.shape == (1, 4, 16, 16)
-        torch.testing.assert_close(volume.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+        assert (volume == 0).sum() == 4 * (16 * 16 - 7 * 10)  # what is no lung
+        torch.testing.assert_close(volume.sum(), torch.tensor(0.0), atol=1e-3, rtol=0)
+        torch.testing.assert_close(volume.square().sum(), torch.tensor(280.0))
     pictures = shown(scan, SETTINGS)
     assert pictures.shape == (4, 16, 16)
     assert pictures.dtype == np.uint8
+
+
+@pytest.mark.parametrize("grey", [0, 77])
+def test_a_volume_without_contrast_becomes_0(grey):
+    assert not standardised_foreground(np.full((2, 3, 3), grey, np.uint8)).any()
 
 
 def test_a_scan_without_lung_has_finite_probabilities(tmp_path):

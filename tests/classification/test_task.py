@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import nn
 
 from lib.classification.inputs import ScanItem
-from lib.classification.task import Task, cross_entropy, fit_network, macro_f1, mean_loss
+from lib.classification.task import Task, accuracy, cross_entropy, fit_network, macro_f1, mean_loss
 from lib.data.store import save_volume
 
 SETTINGS = {
@@ -89,6 +89,7 @@ def test_measures_are_those_of_scikit_learn(cases):
     predicted = scores.argmax(1)
     expected = f1_score(targets, predicted, labels=[0, 1], average="macro", zero_division=0)
     assert macro_f1(scores, targets) == pytest.approx(expected)
+    assert accuracy(scores, targets) == pytest.approx(accuracy_score(targets, predicted))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_logits():
