@@ -224,13 +224,8 @@ class MovedBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             leaves = tree_leaves((args, kwargs, result))
-            self.total += sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+            self.total += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
         return result
-
-
-def _bytes(values: Tensor) -> int:
-    """Bytes that a tensor holds; of a sparse one those of its values."""
-    return values._values().nbytes if values.is_sparse else values.nbytes
 
 
 def bandwidth(device: str, *, repetitions: int = 5) -> float:

@@ -14,6 +14,7 @@ from lib.classification.racnet import (
     VARIANTS,
     RACNet,
     RoutedDense,
+    SelectedRowsAdam,
     build,
     build_optimizers,
     predict,
@@ -360,6 +361,21 @@ def test_rows_that_are_always_selected_move_as_under_adam():
             for optimizer in optimizers:
                 optimizer.step()
     torch.testing.assert_close(sparse.dense.table, dense.dense.table, rtol=1e-3, atol=1e-4)
+
+
+def test_selected_rows_move_as_under_sparse_adam():
+    """Rows that are selected now and then, over several steps, against PyTorch's own."""
+    start = torch.randn(6, 3)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = SelectedRowsAdam([ours], lr=0.1), torch.optim.SparseAdam([theirs], lr=0.1)
+    for rows in ([0, 1, 2], [2, 3], [0, 4], [0, 1, 4]):
+        gradient = torch.zeros(6, 3)
+        gradient[rows] = torch.randn(len(rows), 3)
+        ours.grad, theirs.grad = gradient, gradient.to_sparse(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours[5], start[5])
 
 
 def test_optimizers_hold_every_trained_weight_once():
