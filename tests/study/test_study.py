@@ -84,7 +84,7 @@ def test_the_exploring_notebook_falls_back_to_pictures(study):
 def test_metrics_are_dvc_metrics(study):
     metrics = json.loads(run_in(study, "dvc", "metrics", "show", "--json"))
     (files,) = [entry["data"] for entry in metrics[""]["data"].values()] or [None]
-    assert set(files) == {"phantom/RACNet/none"}
+    assert set(files) == {"phantom/RACNet/none", "phantom/DenseNet3D121/sam2clip2sam"}
 
 
 def test_learning_curves_are_dvc_plots(study):
