@@ -5,7 +5,8 @@ network on the same scans; the padded one is `lib.classification.padded_racnet`,
 all weights, as the paper has it. Slices are random pictures, for their values change no time.
 
 What can be gained is bounded by counting: a step costs what its slices cost, so time and memory can
-differ by the ratio of slices, 700 / mean length, and no more. Lengths that spread over 50 to 700
+differ by the ratio of slices, 700 / mean length, and by more only where memory itself costs time
+(pages that the system has to hand out, caches). Lengths that spread over 50 to 700
 as in COV19-CT-DB with its mean of 379 give 1.85.
 """
 
