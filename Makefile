@@ -1,5 +1,5 @@
 # make repro   set up .venv if needed, then run the study (dvc repro)
-# make test    set up .venv if needed, then run the tests
+# make test    set up .venv if needed, then run the tests, all but those of minutes (pytest -m slow)
 # make lab     set up .venv if needed, then open JupyterLab on the notebooks
 # make benchmark   measure speed and memory on this machine, after make repro; leave it alone meanwhile
 # make checkpoints   list the official weights: where from, whether there and intact
@@ -14,7 +14,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(READY)
 	jupyter lab notebooks

@@ -9,7 +9,8 @@ targets are few:
 - a box trains the mask for unambiguous prompts, a point the three others;
 - the quality of a mask is its IoU with the region that it fits best, whichever was meant, so that
   all masks of a prompt learn their quality and not only the best one;
-- losses are taken at the decoder's size, against the share of each of its pixels that is covered.
+- losses are taken at the size of the network's input, where outlines are finer than the decoder's
+  pixels; only which of a point's three masks is best is judged at the decoder's size.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,9 +47,7 @@ from lib.training import Row, SeededOrder, fit, schedules
 LEFT_OUT = (BOTH_LUNGS, LUNG_PIECE, BONE, FAT, SOFT_TISSUE)
 SMALLEST_LUNG = 0.005  # of the slice, in `found_lungs`; tips of lungs are not judged
 FOCAL_WEIGHT = 20.0
-NO_BALANCE = (
-    -1
-)  # the usual weight of 0.25 on the mask's inside makes an unsure network's masks small
+NO_BALANCE = -1  # a weight of 0.25 on the inside makes an unsure network's masks small
 LUNG_SHARE = 0.75  # of the prompts, where a slice shows lungs
 BOX_SHARE = 0.5  # of the prompts; the others are points
 BOX_JITTER = 0.05  # of the box's sides
@@ -302,16 +301,30 @@ def prompt_loss(sam: Sam, batch: PromptBatch) -> Tensor:
         Scalar.
     """
     logits, quality = predict_masks(sam, batch)
+    flat, targets = logits.flatten(0, 1), batch.targets.flatten(0, 1).float()
     coarse = partial(functional.adaptive_avg_pool2d, output_size=logits.shape[-2:])
-    flat = logits.flatten(0, 1)  # (slices * prompts, 4, rows, columns)
-    targets = coarse(batch.targets.flatten(0, 1)[:, None].float()).expand_as(flat)
-    focal = sigmoid_focal_loss(flat, targets, alpha=NO_BALANCE).mean((2, 3))
-    losses = FOCAL_WEIGHT * focal + dice_loss(flat, targets)  # (slices * prompts, 4)
-    of_mask = torch.where(batch.by_box.flatten(), losses[:, 0], losses[:, 1:].amin(1))
     with torch.no_grad():
+        of_point = mask_loss(flat[:, 1:], coarse(targets[:, None]).expand_as(flat[:, 1:]))
+        trained = torch.where(batch.by_box.flatten(), 0, 1 + of_point.argmin(1))
         regions = [coarse(one[None].float())[0] > 0.5 for one in batch.regions]
         fits = torch.stack([best_overlap(*pair) for pair in zip(logits, regions, strict=True)])
-    return of_mask.mean() + functional.mse_loss(quality, fits)
+    masks = flat[torch.arange(len(flat), device=flat.device), trained]
+    (enlarged,) = functional.interpolate(masks[None], targets.shape[-2:], mode="bilinear")
+    return mask_loss(enlarged, targets).mean() + functional.mse_loss(quality, fits)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Focal and Dice loss of masks, 20 : 1.
+
+    Args:
+        logits: shape (..., rows, columns).
+        targets: 0 to 1, same shape.
+
+    Returns:
+        Shape (...).
+    """
+    focal = sigmoid_focal_loss(logits, targets, alpha=NO_BALANCE).mean((-2, -1))
+    return FOCAL_WEIGHT * focal + dice_loss(logits, targets)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
