@@ -422,13 +422,8 @@ def train_small_sam(
     fabric = Fabric(precision=settings["precision"])
     seed_everything(seed, verbose=False)
     model = build_sam("small").requires_grad_(True)
-    optimizer = AdamW(
-        model.parameters(),
-        lr=settings["learning_rate"],
-        betas=settings["betas"],
-        weight_decay=settings["weight_decay"],
-        fused=True,
-    )
+    numbers = {name: settings[name] for name in ("betas", "weight_decay")}
+    optimizer = AdamW(model.parameters(), lr=settings["learning_rate"], fused=True, **numbers)
     data = [file_sha256(f) for part in (TRAIN, VALIDATION) for pair in scans[part] for f in pair]
     with one_thread():  # its operations are too small to be shared between cores
         history = fit(

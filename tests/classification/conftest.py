@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from lightning_fabric import Fabric
 
 from lib.classification.inputs import ScanItem
+from lib.classification.task import Task
 from lib.data.store import save_volume
 
 
@@ -34,6 +36,40 @@ def black_scan(tmp_path):
     """A scan whose lung mask is empty, so that nothing of it is seen."""
     voxels = np.random.default_rng(0).integers(-1000, 400, (4, 20, 20), dtype=np.int16)
     return store(tmp_path, "black", voxels, np.zeros(voxels.shape, np.uint8), 0)
+
+
+@pytest.fixture
+def assert_it_learns(made_scans, black_scan, tmp_path):
+    """A function that trains a classifier twice on bright blocks and checks what it predicts.
+
+    Among the scans are one of a single slice, and one of which the mask leaves nothing.
+    """
+
+    def check(classifier, variant, settings):
+        scans, fabric, found = made_scans(30), Fabric(accelerator="cpu"), []
+        for run in ("first", "second"):
+            task = Task(
+                scans=scans,
+                splits=18 * ["train"] + 6 * ["validation"] + 6 * ["test"],
+                variant=variant,
+                settings=settings,
+                fabric=fabric,
+                folder=tmp_path / run,
+                seed=3,
+            )
+            model, histories, _ = classifier.train(task)
+            assert list(histories) == [classifier.CARD.name]
+            everything = [*scans, black_scan]
+            found.append(classifier.predict(model, everything, settings=settings, fabric=fabric))
+        first, second = found
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == (31, 2)
+        assert np.isfinite(first).all()
+        np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
+        truth = [scan.target for scan in scans]
+        assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+
+    return check
 
 
 def store(folder, scan_id, voxels, lungs, target):

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
-from lib.classification.mc3_18 import CARD, VARIANTS, build, predict, shown, train
-from lib.classification.task import Task
+from lib.classification import mc3_18
+from lib.classification.mc3_18 import CARD, VARIANTS, build, shown
 
 TINY = {"widths": [4, 8, 8, 8]}
 SETTINGS = {
@@ -50,32 +49,8 @@ def test_shapes(preset):
             assert model(torch.empty(shape)).shape == (2, 2)
 
 
-def test_it_learns_and_predicts_the_same_again(made_scans, black_scan, tmp_path):
-    """Bright blocks; also a scan of one slice, and one of which the mask leaves nothing."""
-    scans = made_scans(30)
-    parts = 18 * ["train"] + 6 * ["validation"] + 6 * ["test"]
-    fabric = Fabric(accelerator="cpu")
-    found = []
-    for run in ("first", "second"):
-        task = Task(
-            scans=scans,
-            splits=parts,
-            variant=TINY,
-            settings=SETTINGS,
-            fabric=fabric,
-            folder=tmp_path / run,
-            seed=3,
-        )
-        model, histories, _ = train(task)
-        assert list(histories) == [CARD.name]
-        found.append(predict(model, [*scans, black_scan], settings=SETTINGS, fabric=fabric))
-    first, second = found
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (31, 2)
-    assert np.isfinite(first).all()
-    np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
-    truth = [scan.target for scan in scans]
-    assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+def test_it_learns_and_predicts_the_same_again(assert_it_learns):
+    assert_it_learns(mc3_18, TINY, SETTINGS)
 
 
 def test_what_is_shown_has_the_size_that_the_network_sees(made_scans):

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from scipy.interpolate import CubicSpline
 from torch import nn
 from torchvision.models.video import r3d_18
 
+from lib.classification import mdap
 from lib.classification.inputs import ScanItem
 from lib.classification.mdap import (
     CARD,
@@ -22,15 +22,12 @@ from lib.classification.mdap import (
     load_distorted,
     mirrored_logits,
     normalised_view,
-    predict,
     presence_and_severity_loss,
     severity_index,
     shown,
     spline_weights,
-    train,
     training_loss,
 )
-from lib.classification.task import Task
 from lib.classification.volumes import VolumeBatch
 from lib.data.store import save_volume
 
@@ -267,32 +264,8 @@ def test_scores_are_those_of_a_scan_and_its_mirror_image():
 # ------------------------------------------------------------------------------------- all of it
 
 
-def test_it_learns_and_predicts_the_same_again(made_scans, black_scan, tmp_path):
-    """Bright blocks; also a scan of one slice, and one of which the mask leaves nothing."""
-    scans = made_scans(30)
-    parts = 18 * ["train"] + 6 * ["validation"] + 6 * ["test"]
-    fabric = Fabric(accelerator="cpu")
-    found = []
-    for run in ("first", "second"):
-        task = Task(
-            scans=scans,
-            splits=parts,
-            variant=TINY,
-            settings=SETTINGS,
-            fabric=fabric,
-            folder=tmp_path / run,
-            seed=3,
-        )
-        model, histories, _ = train(task)
-        assert list(histories) == [CARD.name]
-        found.append(predict(model, [*scans, black_scan], settings=SETTINGS, fabric=fabric))
-    first, second = found
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (31, 2)
-    assert np.isfinite(first).all()
-    np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
-    truth = [scan.target for scan in scans]
-    assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+def test_it_learns_and_predicts_the_same_again(assert_it_learns):
+    assert_it_learns(mdap, TINY, SETTINGS)
 
 
 def test_what_is_shown_is_the_distorted_scan_in_grey(made_scans):
