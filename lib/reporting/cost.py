@@ -32,6 +32,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -310,6 +311,10 @@ def cost_figure(costs: pd.DataFrame) -> Figure:
         places = costs["system"].map(systems.index)
         axis.scatter(costs[column], places, c=costs["preset"].map(colours), clip_on=False, zorder=3)
         axis.set(xscale="log", xlabel=label)
+        low, high = axis.get_xlim()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 20 * low else (1,)))
+        axis.xaxis.set_major_formatter("{x:g}" if high < 20 * low else LogFormatterMathtext())
+        axis.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
         axis.grid(axis="y", color="0.92")
     axes[0].set_yticks(range(len(systems)), systems)
     axes[0].set_ylim(len(systems) - 0.5, -0.5)
