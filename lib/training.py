@@ -130,6 +130,7 @@ def fit(
     higher_is_better: bool = True,
     patience: int | None = None,
     schedulers: Sequence[LRScheduler | ReduceLROnPlateau] = (),
+    batches_per_step: int = 1,
 ) -> list[Row]:
     """Train a network, keep its best epoch, and leave it in ``model``.
 
@@ -143,7 +144,7 @@ def fit(
         model: the network.
         fabric: device and precision, ``"32-true"`` or ``"bf16-mixed"``. With several devices give
             the loader a ``DistributedSampler``; every device scores all validation batches.
-        optimizers: all stepped after each batch.
+        optimizers: all stepped together.
         train_batches: a loader, or anything that can be iterated once per epoch. A loader shuffles
             by PyTorch's random numbers, which are seeded anew for each epoch.
         validation_batches: given to ``score``.
@@ -157,6 +158,8 @@ def fit(
         higher_is_better: False where the score is a loss.
         patience: stop after so many epochs without a better score; None never does.
         schedulers: of the learning rates, stepped once per epoch, with the score where they ask.
+        batches_per_step: the optimizers step after so many batches, on the mean of their
+            gradients, and at the end of an epoch on what is left.
 
     Returns:
         One row per epoch: epoch (from 1), train_loss (mean over batches), the score under its name,
@@ -168,7 +171,7 @@ def fit(
         FloatingPointError: if a loss or score is not finite, naming the epoch and the scans.
     """
     _check(fabric, train_batches, schedulers, higher_is_better)
-    numbers = {"seed": seed, "epochs": epochs, "patience": patience}
+    numbers = {"seed": seed, "epochs": epochs, "patience": patience, "per_step": batches_per_step}
     numbers |= {"score": score_name, "higher": higher_is_better}
     identity = {"given": dict(fingerprint), "fit": numbers, "source": source_digest()}
     run = _Run(
@@ -187,6 +190,7 @@ def fit(
         score_name=score_name,
         loss=loss,
         seed=seed,
+        batches_per_step=batches_per_step,
     )
     if _finished_before(folder, identity):
         fabric.print(f"{folder} is already trained")
@@ -305,17 +309,26 @@ def _epoch(
     score_name: str,
     loss: Loss,
     seed: int,
+    batches_per_step: int,
     epoch: int,
 ) -> Row:
     """Train and validate one epoch, behind one progress bar."""
     _seed_epoch(seed, epoch, train_batches, fabric.global_rank)
     rate = optimizers[0].param_groups[0]["lr"]
     losses = []
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     with _progress_bar(train_batches, epoch, fabric) as bar:
         model.train()
         for batch in train_batches:
-            losses.append(_step(model, optimizers, fabric.to_device(batch), loss, fabric, epoch))
+            value = _loss_of(model, fabric.to_device(batch), loss, epoch)
+            losses.append(value.item())
+            fabric.backward(value)
+            if len(losses) % batches_per_step == 0:
+                _step(optimizers, batches_per_step)
             bar.update()
+        if len(losses) % batches_per_step:
+            _step(optimizers, len(losses) % batches_per_step)
         if not losses:
             raise ValueError("there are no training batches")
         mean_loss, score = sum(losses) / len(losses), validate(epoch)
@@ -329,25 +342,25 @@ def _progress_bar(batches: Iterable[Any], epoch: int, fabric: Fabric) -> tqdm:
     return tqdm(total=total, desc=f"epoch {epoch}", unit="batch", disable=not fabric.is_global_zero)
 
 
-def _step(
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    batch: Any,
-    loss: Loss,
-    fabric: Fabric,
-    epoch: int,
-) -> float:
-    """One update of all weights; the loss before it."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+def _loss_of(model: nn.Module, batch: Any, loss: Loss, epoch: int) -> Tensor:
+    """The loss of a batch, which must be a number."""
     value = loss(model, batch)
     if not torch.isfinite(value):
         names = getattr(batch, "scan_ids", "without names")
         raise FloatingPointError(f"the loss is {value.item()} in epoch {epoch}, scans {names}")
-    fabric.backward(value)
+    return value
+
+
+def _step(optimizers: Sequence[Optimizer], batches: int) -> None:
+    """One update of all weights on the mean gradient of some batches; gradients start anew."""
     for optimizer in optimizers:
+        if batches > 1:
+            groups = [group["params"] for group in optimizer.param_groups]
+            for weights in (weights for group in groups for weights in group):
+                if weights.grad is not None:
+                    weights.grad /= batches
         optimizer.step()
-    return value.item()
+        optimizer.zero_grad()
 
 
 def _validate(model: nn.Module, batches: Iterable[Any], score: Score, epoch: int) -> float:

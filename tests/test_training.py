@@ -132,6 +132,23 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, fabric):
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
+def test_several_batches_per_step_equal_one_large_batch(tmp_path, fabric):
+    weights = []
+    for per_step, batch_size in ((3, 8), (1, 24)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 2))
+        train(
+            tmp_path / f"{per_step}",
+            fabric,
+            model=model,
+            optimizers=[torch.optim.SGD(model.parameters(), lr=0.5)],
+            train_batches=DataLoader(make_data(40), batch_size=batch_size),  # the last step: 16
+            batches_per_step=per_step,
+        )
+        weights.append(model[0].weight)
+    torch.testing.assert_close(*weights)
+
+
 def test_a_loader_with_its_own_generator_is_seeded_per_epoch(tmp_path, fabric):
     def loader(used):
         generator = torch.Generator().manual_seed(used)
@@ -281,8 +298,8 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, fabric, monkeypatch
         with pytest.raises(KilledError):
             train(tmp_path, fabric)
     steps = []
-    original = training._step
-    monkeypatch.setattr(training, "_step", lambda *a: (steps.append(a[-1]), original(*a))[1])
+    original = training._loss_of
+    monkeypatch.setattr(training, "_loss_of", lambda *a: (steps.append(a[-1]), original(*a))[1])
     train(tmp_path, fabric)
     assert sorted(set(steps)) == [3, 4]
 

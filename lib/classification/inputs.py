@@ -6,7 +6,7 @@ lengths), never padded, so that no time is spent on slices that do not exist.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib.data.scan import LUNG_WINDOW, Window, to_grey
+from lib.data.selection import Selection
 from lib.data.store import open_volume
 
 BINARY_CLASSES = ("non_covid", "covid")  # a target is an index of it
@@ -44,6 +45,8 @@ class ScanItem:
         mask: file of its lung mask in the store; None to show the scan unsegmented.
         target: index of the class.
         severity: of the disease, in the data set's words; None where unknown.
+        selection: slices and box that count, for classifiers that look at no others; None takes the
+            whole scan.
     """
 
     scan_id: str
@@ -51,6 +54,7 @@ class ScanItem:
     mask: Path | None
     target: int
     severity: str | None = None
+    selection: Selection | None = None
 
 
 class ScanBatch(NamedTuple):
@@ -70,7 +74,12 @@ class ScanBatch(NamedTuple):
 
 
 def scan_items(
-    manifest: pd.DataFrame, *, scans: Path, masks: Path | None, positive: Container[str]
+    manifest: pd.DataFrame,
+    *,
+    scans: Path,
+    masks: Path | None,
+    positive: Container[str],
+    selections: Mapping[str, Selection] | None = None,
 ) -> list[ScanItem]:
     """The scans of a manifest as a classifier of COVID-19 against the rest takes them.
 
@@ -79,16 +88,24 @@ def scan_items(
         scans: folder of the stored scans.
         masks: folder of their masks, or None to show the scans unsegmented.
         positive: labels that count as COVID-19.
+        selections: of every scan, by its name; None leaves the scans whole.
 
     Returns:
         One item per row; the target is an index of ``BINARY_CLASSES``.
 
     Raises:
-        ValueError: if a scan has no label.
+        ValueError: if a scan has no label, or is not among the selections.
         FileNotFoundError: if a scan or mask is not stored, naming the first.
     """
     if manifest["label"].isna().any():
         raise ValueError("scans without a label cannot be classified; leave them out first")
+    missing = (
+        [name for name in manifest["scan_id"] if name not in selections]
+        if selections is not None
+        else []
+    )
+    if missing:
+        raise ValueError(f"{missing[0]} is not in the lists of selected slices: select them first")
     items = [
         ScanItem(
             scan_id=row.scan_id,
@@ -96,6 +113,7 @@ def scan_items(
             mask=None if masks is None else masks / f"{row.scan_id}.b2nd",
             target=int(row.label in positive),
             severity=severity if isinstance(severity, str) else None,
+            selection=None if selections is None else selections[row.scan_id],
         )
         for row in manifest.itertuples()
         for severity in [getattr(row, "severity", None)]  # an empty cell may be None or NaN
@@ -107,7 +125,7 @@ def scan_items(
 
 
 def content_digest(items: Sequence[ScanItem]) -> str:
-    """SHA-256 over what the items hold: ids, targets, severities, and stored scans and masks.
+    """SHA-256 over what the items hold: ids, targets, severities, selections, scans and masks.
 
     The contents are taken from the sidecars that ``map_scans`` leaves beside each file.
 
@@ -116,6 +134,8 @@ def content_digest(items: Sequence[ScanItem]) -> str:
     """
     digest = hashlib.sha256()
     for item in items:
+        if item.selection is not None:
+            digest.update(f"{item.selection}\n".encode())
         known = (item.scan_id, str(item.target), item.severity)
         digest.update((" ".join(filter(None, known)) + "\n").encode())
         for path in (item.volume, item.mask):

@@ -156,8 +156,8 @@ def fit_network(
         loss: of a training batch; None is the cross entropy of ``logits``.
         score: of network and validation batches, named as ``chosen_by`` says; None is the measure
             of ``chosen_by`` on the ``logits``.
-        settings: epochs, patience, schedule, chosen_by (a key of `CHOSEN_BY`); None takes the
-            task's.
+        settings: epochs, patience, schedule, chosen_by (a key of `CHOSEN_BY`), and
+            batches_per_step where it is not 1; None takes the task's.
         name: a folder of its own, for a classifier of several networks.
 
     Returns:
@@ -180,6 +180,7 @@ def fit_network(
         higher_is_better=higher_is_better,
         epochs=settings["epochs"],
         patience=settings["patience"],
+        batches_per_step=settings.get("batches_per_step", 1),
         folder=task.folder / name if name else task.folder,
         seed=task.seed,
         fingerprint={
