@@ -99,13 +99,10 @@ def scan_items(
     """
     if manifest["label"].isna().any():
         raise ValueError("scans without a label cannot be classified; leave them out first")
-    missing = (
-        [name for name in manifest["scan_id"] if name not in selections]
-        if selections is not None
-        else []
-    )
-    if missing:
-        raise ValueError(f"{missing[0]} is not in the lists of selected slices: select them first")
+    chosen = dict.fromkeys(manifest["scan_id"]) if selections is None else selections
+    for scan_id in manifest["scan_id"]:
+        if scan_id not in chosen:
+            raise ValueError(f"{scan_id} is not in the lists of selected slices: run select_slices")
     items = [
         ScanItem(
             scan_id=row.scan_id,
@@ -113,7 +110,7 @@ def scan_items(
             mask=None if masks is None else masks / f"{row.scan_id}.b2nd",
             target=int(row.label in positive),
             severity=severity if isinstance(severity, str) else None,
-            selection=None if selections is None else selections[row.scan_id],
+            selection=chosen[row.scan_id],
         )
         for row in manifest.itertuples()
         for severity in [getattr(row, "severity", None)]  # an empty cell may be None or NaN

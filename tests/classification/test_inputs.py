@@ -21,6 +21,7 @@ from lib.classification.inputs import (
     subsample_indices,
 )
 from lib.data.scan import LUNG_WINDOW, Window, apply_window
+from lib.data.selection import Selection
 from lib.data.store import open_volume, save_volume
 
 
@@ -213,6 +214,20 @@ def test_items_name_the_stored_files(manifest, tmp_path):
     masked, bare = items_of(manifest, tmp_path)[0], items_of(manifest, tmp_path, masks=None)[0]
     assert masked.volume == bare.volume == tmp_path / "prepared" / "0002.b2nd"
     assert (masked.mask, bare.mask) == (tmp_path / "masks" / "0002.b2nd", None)
+
+
+def test_items_carry_the_selected_slices(manifest, tmp_path):
+    names = manifest["scan_id"]
+    chosen = {name: Selection(name, "covid", 1, 2, (0, 0, 3, 3)) for name in names}
+    places = {"scans": tmp_path / "prepared", "masks": None, "positive": ("covid",)}
+    items = scan_items(manifest, **places, selections=chosen)
+    whole = scan_items(manifest, **places)
+    assert [item.selection for item in items] == [chosen[name] for name in names]
+    assert all(item.selection is None for item in whole)
+    assert content_digest(items) != content_digest(whole)
+    del chosen["0003"]
+    with pytest.raises(ValueError, match="0003 is not in the lists of selected slices"):
+        scan_items(manifest, **places, selections=chosen)
 
 
 @pytest.mark.parametrize("missing", ["prepared/0001.b2nd", "masks/0000.b2nd"])
