@@ -1,8 +1,9 @@
-"""Trunks of the 18-layer video networks of Tran et al. 2018 (R3D, MC3), of any width.
+"""Trunks of the video networks of Tran et al. 2018 (R3D, MC3, R(2+1)D), of any width and depth.
 
 Torchvision's ``r3d_18`` and ``mc3_18`` fix the widths and three colour channels; here their blocks
-are put together for CT, one channel, as narrow as a laptop needs. At the published widths the
-layers and their names are torchvision's own, so that its weights can be loaded.
+are put together for CT, one channel unless another stem is given, as narrow as a laptop needs. At
+the published widths the layers and their names are torchvision's own, so that its weights can be
+loaded.
 """
 
 from collections import OrderedDict
@@ -21,40 +22,83 @@ def video_trunk(
     convolutions: Sequence[ConvolutionBuilder],
     *,
     widths: Sequence[int] = WIDTHS,
-    blocks: int = 2,
+    blocks: int | Sequence[int] = 2,
     dropout: float = 0.0,
+    stem: nn.Module | None = None,
 ) -> nn.Sequential:
     """Stem and stages, without pooling and output.
 
     Takes volumes of shape (scans, 1, slices, height, width), gives features of shape (scans,
     widths[-1], ...). The stem and each stage but the first halve height and width; a stage of full
-    3-D convolutions but the first halves the slices too.
+    or factored 3-D convolutions but the first halves the slices too.
 
     Args:
-        convolutions: of each stage, ``Conv3DSimple`` or ``Conv3DNoTemporal`` of torchvision.
+        convolutions: of each stage, ``Conv3DSimple``, ``Conv3DNoTemporal`` or ``Conv2Plus1D`` of
+            torchvision, or what is built like them.
         widths: channels of each stage; the stem has those of the first.
-        blocks: residual blocks of a stage.
+        blocks: residual blocks of each stage; one number is that of all.
         dropout: probability of a dropout behind every stage; 0 leaves these layers out.
+        stem: layers before the stages, giving widths[0] channels; None is a convolution of volumes
+            of one channel.
 
     Raises:
-        ValueError: if there are not as many widths as convolutions.
+        ValueError: if there are not as many widths, or numbers of blocks, as convolutions.
     """
-    if len(widths) != len(convolutions):
-        raise ValueError(f"{len(convolutions)} stages need as many widths, got {list(widths)}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(widths[0]))
+    blocks = [blocks] * len(convolutions) if isinstance(blocks, int) else list(blocks)
+    for name, given in (("widths", list(widths)), ("numbers of blocks", blocks)):
+        if len(given) != len(convolutions):
+            raise ValueError(f"{len(convolutions)} stages need as many {name}, got {given}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem or _stem(widths[0]))
     before = widths[0]
-    for number, (convolution, width) in enumerate(zip(convolutions, widths, strict=True), start=1):
+    stages = zip(convolutions, widths, blocks, strict=True)
+    for number, (convolution, width, count) in enumerate(stages, start=1):
         layers[f"layer{number}"] = _stage(
-            convolution, before, width, blocks=blocks, stride=1 if number == 1 else 2
+            convolution, before, width, blocks=count, stride=1 if number == 1 else 2
         )
         if dropout:
             layers[f"dropout{number}"] = nn.Dropout(dropout)
         before = width
-    trunk = nn.Sequential(layers)
+    return start_randomly(nn.Sequential(layers))
+
+
+def start_randomly(trunk: nn.Sequential) -> nn.Sequential:
+    """Start the convolutions as He et al. 2015 do, by their outputs; gives the trunk back."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return trunk
+
+
+def time_steps(slices: int, *, stride: int) -> int:
+    """Time steps that a trunk gives of a clip.
+
+    Args:
+        slices: of the clip.
+        stride: slices of one step, a power of two; each halving rounds up.
+
+    Raises:
+        ValueError: for fewer slices than one step has.
+    """
+    if slices < stride:
+        raise ValueError(f"a clip needs at least {stride} slices for one time step, got {slices}")
+    return -(-slices // stride)
+
+
+def check_clips(trunk: nn.Module, clips: tuple[torch.Tensor], *, stride: int) -> None:
+    """Forward pre-hook of a trunk for clips of three channels.
+
+    Args:
+        trunk: the trunk, not looked at.
+        clips: its inputs, one tensor of shape (scans, 3, slices, height, width).
+        stride: slices of one time step.
+
+    Raises:
+        ValueError: for another shape, or fewer slices than one time step has.
+    """
+    shape = tuple(clips[0].shape)
+    if len(shape) != 5 or shape[1] != 3:
+        raise ValueError(f"clips are (scans, 3, slices, height, width), got {shape}")
+    time_steps(shape[2], stride=stride)
 
 
 def _stem(width: int) -> nn.Sequential:

@@ -1,7 +1,8 @@
-"""Official checkpoints of SAM and CLIP: what they are, whether they are there and intact.
+"""Published checkpoints of SAM, CLIP and R(2+1)D: what they are, whether they are there and intact.
 
 Nothing is downloaded. The files are put into one folder by hand, and no byte of one is interpreted
-before its full SHA-256 was found right; then it is read without executing anything in it.
+before its SHA-256 was found right, in full or as far as it is published; then it is read without
+executing anything in it.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ class Checkpoint:
     Attributes:
         file: its name.
         url: where it is published.
-        sha256: of the whole file, in hexadecimal digits.
-        size: in bytes.
+        sha256: of the whole file, in hexadecimal digits; where not all 64 are published, the first.
+        size: in bytes; 0 where it is not published.
         licence: of the weights.
         purpose: what the study uses it for.
     """
@@ -46,7 +47,7 @@ class Checkpoint:
     @property
     def where(self) -> str:
         """Where to get it and how to know it, for messages."""
-        return f"{self.url}, SHA-256 {self.sha256}"
+        return f"{self.url}, SHA-256 {self.sha256}{'' if len(self.sha256) == 64 else '...'}"
 
 
 def _sam(file: str, sha256: str, size: int, purpose: str) -> Checkpoint:
@@ -87,6 +88,17 @@ CHECKPOINTS = {
         size=1_710_517_724,
         licence="MIT",
         purpose="CLIP of SAM2CLIP2SAM (section 4.3)",
+    ),
+    # Converted from Caffe2. Only the first eight digits of its hash are published, in its name, as
+    # PyTorch's hub checks them; that finds a damaged file, and no more is claimed.
+    "r2plus1d_34_ig65m": Checkpoint(
+        file="r2plus1d_34_clip32_ig65m_from_scratch-449a7af9.pth",
+        url="https://github.com/moabitcoin/ig65m-pytorch/releases/download/v1.0.0/"
+        "r2plus1d_34_clip32_ig65m_from_scratch-449a7af9.pth",
+        sha256="449a7af9",
+        size=0,
+        licence="MIT",
+        purpose="start of the 3-D CNN with BERT (section 4.1)",
     ),
 }
 
@@ -134,7 +146,7 @@ def check_checkpoint(path: Path, expected: Checkpoint) -> str:
     if expected.size not in (0, status.st_size):
         return WRONG_SIZE
     digest = _hash(path.resolve(), status.st_size, status.st_mtime_ns)
-    return INTACT if digest == expected.sha256 else DAMAGED
+    return INTACT if digest.startswith(expected.sha256) else DAMAGED
 
 
 @lru_cache
@@ -170,22 +182,26 @@ def require_checkpoint(folder: Path, name: str, hashes: Mapping[str, str] | None
 
 
 def load_checkpoint(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, after its full hash was checked; nothing in it is executed.
+    """Tensors of a checkpoint, after its hash was checked; nothing in it is executed.
 
     Args:
         path: a safetensors file, or one of PyTorch that holds tensors only.
-        sha256: that it must have.
+        sha256: that it must have, or where not all of it is known, at least its first eight digits.
 
     Returns:
         Tensors by name, on the CPU.
 
     Raises:
         CheckpointError: where the file is absent, has another hash, or holds more than tensors.
+        ValueError: for fewer digits, which too many files would fit.
     """
+    if len(sha256) < 8:
+        raise ValueError(f"at least eight digits of a SHA-256 are needed, got {sha256!r}")
     if not path.is_file():
         raise CheckpointError(f"{path} is absent")
     status = path.stat()
-    if _hash(path.resolve(), status.st_size, status.st_mtime_ns) != sha256.lower():
+    digest = _hash(path.resolve(), status.st_size, status.st_mtime_ns)
+    if not digest.startswith(sha256.lower()):
         raise CheckpointError(f"{path} does not have the SHA-256 {sha256}; it was not read")
     if path.suffix == SAFETENSORS:
         return safetensors.torch.load_file(path)
@@ -204,8 +220,8 @@ def list_checkpoints(folder: Path, hashes: Mapping[str, str] | None = None) -> p
         hashes: see `expected_checkpoint`.
 
     Returns:
-        One row per checkpoint: name, file, state, size (bytes, as published), purpose, licence,
-        url, sha256.
+        One row per checkpoint: name, file, state, size (bytes, as published, else 0), purpose,
+        licence, url, sha256.
     """
     rows = []
     for name in CHECKPOINTS:

@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models.video import mc3_18, r3d_18
 from torchvision.models.video.resnet import Conv3DNoTemporal, Conv3DSimple
 
-from lib.classification.video_resnet import grey_stem, video_trunk
+from lib.classification.video_resnet import grey_stem, time_steps, video_trunk
 
 R3D = 4 * [Conv3DSimple]
 MC3 = [Conv3DSimple] + 3 * [Conv3DNoTemporal]
@@ -50,3 +50,19 @@ def test_dropout_follows_every_stage_when_asked():
 def test_stages_without_widths_are_refused():
     with pytest.raises(ValueError, match="4 stages need as many widths, got \\[8, 16\\]"):
         video_trunk(R3D, widths=[8, 16])
+    with pytest.raises(ValueError, match="4 stages need as many numbers of blocks, got \\[2\\]"):
+        video_trunk(R3D, blocks=[2])
+
+
+def test_every_stage_has_its_own_number_of_blocks():
+    trunk = video_trunk(R3D, widths=[2] * 4, blocks=[1, 3, 2, 1])
+    assert [len(stage) for stage in list(trunk)[1:]] == [1, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("slices", "steps"), [(8, 1), (9, 2), (16, 2), (32, 4), (33, 5)])
+def test_time_steps_are_those_of_the_trunk(slices, steps):
+    trunk = video_trunk(R3D, widths=[1] * 4, blocks=1).eval()
+    assert time_steps(slices, stride=8) == steps
+    assert trunk(torch.zeros(1, 1, slices, 16, 16)).shape[2] == steps
+    with pytest.raises(ValueError, match="at least 8 slices for one time step, got 7"):
+        time_steps(7, stride=8)

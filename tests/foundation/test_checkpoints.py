@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,14 +129,31 @@ def test_a_hash_of_the_users_own_replaces_the_published_one(made):
 
 
 def test_unknown_and_absent_files_are_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="one of vit_h, vit_l, vit_b, ViT-L-14, got 'vit_g'"):
+    with pytest.raises(ValueError, match=r"one of vit_h, .*, r2plus1d_34_ig65m, got 'vit_g'"):
         checkpoints.require_checkpoint(tmp_path, "vit_g")
     with pytest.raises(CheckpointError, match="is absent"):
         checkpoints.load_checkpoint(tmp_path / "none.pth", "0" * 64)
 
 
 def test_published_hashes_fit_the_file_names():
-    for checkpoint in checkpoints.CHECKPOINTS.values():
-        assert re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
-        assert checkpoint.url.startswith("https://") and checkpoint.size > 3e8
+    for name, checkpoint in checkpoints.CHECKPOINTS.items():
+        in_full = name != "r2plus1d_34_ig65m"  # of which eight digits are published, and no size
+        assert re.fullmatch("[0-9a-f]{64}" if in_full else "[0-9a-f]{8}", checkpoint.sha256)
+        assert checkpoint.url.startswith("https://")
+        assert checkpoint.size > 3e8 if in_full else checkpoint.size == 0
     assert len({c.sha256 for c in checkpoints.CHECKPOINTS.values()}) == len(checkpoints.CHECKPOINTS)
+
+
+def test_the_first_digits_of_a_hash_suffice_where_no_more_are_published(tmp_path, monkeypatch):
+    path = tmp_path / "r2plus1d_34_clip32_ig65m_from_scratch-449a7af9.pth"
+    torch.save(WEIGHTS, path)
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: put there https.*SHA-256 449a7af9\.\.\."
+    ):
+        checkpoints.require_checkpoint(tmp_path, "r2plus1d_34_ig65m")
+    known = replace(checkpoints.CHECKPOINTS["r2plus1d_34_ig65m"], sha256=sha256(path)[:8])
+    monkeypatch.setitem(checkpoints.CHECKPOINTS, "r2plus1d_34_ig65m", known)
+    assert checkpoints.require_checkpoint(tmp_path, "r2plus1d_34_ig65m") == path
+    assert checkpoints.load_checkpoint(path, sha256(path)[:8]).keys() == WEIGHTS.keys()
+    with pytest.raises(ValueError, match="eight digits of a SHA-256 are needed, got 'abc'"):
+        checkpoints.load_checkpoint(path, "abc")
