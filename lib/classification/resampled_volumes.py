@@ -18,6 +18,7 @@ from skimage.exposure import rescale_intensity
 from torch import Tensor, nn
 
 from lib.classification.inputs import ScanItem
+from lib.classification.resampling import random_positions, symmetrical_positions
 from lib.classification.task import Task, Trained, fit_network
 from lib.classification.volumes import (
     ScanVolumes,
@@ -30,66 +31,6 @@ from lib.data.scan import HOUNSFIELD_AIR
 from lib.training import predict as class_probabilities
 
 SHOWN_DEVIATIONS = (-2.0, 3.0)  # black and white of the pictures of `shown`
-
-
-def random_positions(length: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """A random choice of a fixed number of slices, in their order (FACTS 4.5, training).
-
-    Too many: slices are left out at random. Too few: every slice is taken, and slices drawn at
-    random, the same one perhaps several times, are repeated in their place.
-
-    Args:
-        length: number of slices there are, at least 1.
-        count: number wanted, at least 1.
-        generator: source of the choice.
-
-    Returns:
-        Ascending int64 positions, shape (count,).
-
-    Raises:
-        ValueError: if ``length`` or ``count`` is below 1.
-    """
-    _check(length, count)
-    if length >= count:
-        return np.sort(generator.choice(length, count, replace=False))
-    repeated = generator.integers(length, size=count - length)
-    return np.sort(np.concatenate([np.arange(length), repeated]))
-
-
-def symmetrical_positions(length: int, count: int, *, shift: int = 0) -> np.ndarray:
-    """A fixed choice of a fixed number of slices around the middle (FACTS 4.5, judging).
-
-    Too many: from the middle one on, slices right and left of it in turn at a whole step of
-    ``length // count``. Too few: all slices are taken equally often as long as that is possible,
-    and the rest is chosen in the same way.
-
-    Args:
-        length: number of slices there are, at least 1.
-        count: number wanted, at least 1.
-        shift: moves the choice by so many slices; an even ``count`` can be moved by 0 down to
-            ``1 - length // count``, which gives ``length // count`` choices that share no slice.
-
-    Returns:
-        Ascending int64 positions, shape (count,).
-
-    Raises:
-        ValueError: if ``length`` or ``count`` is below 1, or the shift leads out of the scan.
-    """
-    _check(length, count)
-    whole = (count - 1) // length
-    rest = count - whole * length
-    middle = (length - 1) // 2
-    steps = np.arange(rest) - (rest - 1) // 2  # 0, then right and left in turn, here in order
-    chosen = middle + shift + (length // rest) * steps
-    if chosen[0] < 0 or chosen[-1] >= length:
-        raise ValueError(f"a choice of {count} of {length} slices cannot be shifted by {shift}")
-    return np.sort(np.concatenate([np.repeat(np.arange(length), whole), chosen]))
-
-
-def _check(length: int, count: int) -> None:
-    """Complain about what cannot be resampled."""
-    if length < 1 or count < 1:
-        raise ValueError(f"length and count must be at least 1, got {length} and {count}")
 
 
 def nearest_middle(length: int, size: int) -> np.ndarray:

@@ -9,116 +9,12 @@ from lib.classification.inputs import ScanItem
 from lib.classification.resampled_volumes import (
     load_middle,
     nearest_middle,
-    random_positions,
     resampled_view,
     shown,
     standardised,
-    symmetrical_positions,
 )
+from lib.classification.resampling import symmetrical_positions
 from lib.data.store import save_volume
-
-lengths, counts = st.integers(1, 200), st.integers(1, 70)
-
-
-# ------------------------------------------------------------------------------ choice of slices
-
-
-@given(length=lengths, count=counts, seed=st.integers(0, 2**32 - 1))
-def test_a_random_choice_is_ordered_and_takes_as_many_different_slices_as_it_can(
-    length, count, seed
-):
-    chosen = random_positions(length, count, np.random.default_rng(seed))
-    assert chosen.shape == (count,)
-    assert (np.diff(chosen) >= 0).all()
-    assert chosen[0] >= 0 and chosen[-1] < length
-    assert len(set(chosen.tolist())) == min(length, count)
-
-
-def test_every_slice_is_as_likely_as_any_other():
-    generator = np.random.default_rng(0)
-    few = np.concatenate([random_positions(20, 8, generator) for _ in range(3000)])
-    many = np.concatenate([random_positions(20, 50, generator) for _ in range(1000)])
-    np.testing.assert_allclose(np.bincount(few), 1200, rtol=0.1)
-    np.testing.assert_allclose(np.bincount(many), 2500, rtol=0.1)
-
-
-@given(length=lengths, count=counts)
-def test_a_symmetrical_choice_is_ordered_even_and_around_the_middle(length, count):
-    chosen = symmetrical_positions(length, count)
-    assert chosen.shape == (count,)
-    assert (np.diff(chosen) >= 0).all()
-    assert chosen[0] >= 0 and chosen[-1] < length
-    step = max(length // count, 1)
-    if length >= count:
-        assert (np.diff(chosen) == step).all()
-        assert -1 <= chosen[0] - (length - 1 - chosen[-1]) <= step
-    else:
-        times = np.bincount(chosen, minlength=length)
-        assert times.max() - times.min() <= 1
-        rest = (times == times.max()).nonzero()[0]
-        spread = length // len(rest)
-        assert abs(rest[0] - (length - 1 - rest[-1])) <= spread + 1
-
-
-def by_the_published_rule(length, count):
-    """FACTS 4.5 step by step, for at least as many slices as wanted."""
-    step, middle = length // count, length // 2 if length % 2 else length // 2 - 1
-    chosen, distance = [middle], step
-    while len(chosen) < count:
-        chosen.append(middle + distance)
-        if len(chosen) < count:
-            chosen.append(middle - distance)
-        distance += step
-    return sorted(chosen)
-
-
-@given(count=counts, more=st.integers(0, 200))
-def test_the_symmetrical_choice_is_the_published_rule(count, more):
-    chosen = symmetrical_positions(count + more, count)
-    assert chosen.tolist() == by_the_published_rule(count + more, count)
-
-
-@pytest.mark.parametrize(
-    ("length", "count", "expected"),
-    [
-        (1, 4, [0, 0, 0, 0]),
-        (4, 4, [0, 1, 2, 3]),
-        (9, 1, [4]),
-        (8, 4, [1, 3, 5, 7]),
-        (9, 3, [1, 4, 7]),
-        (3, 7, [0, 0, 1, 1, 1, 2, 2]),  # each twice, the middle once more
-        (4, 6, [0, 1, 1, 2, 3, 3]),  # each once, and two around the middle at an interval of two
-    ],
-)
-def test_symmetrical_examples(length, count, expected):
-    assert symmetrical_positions(length, count).tolist() == expected
-
-
-@given(half=st.integers(1, 35), more=st.integers(0, 200))
-def test_shifted_choices_share_no_slice(half, more):
-    count, length = 2 * half, 2 * half + more
-    choices = [symmetrical_positions(length, count, shift=-k) for k in range(length // count)]
-    together = np.concatenate(choices)
-    assert len(set(together.tolist())) == len(choices) * count
-    assert together.min() >= 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"length": 0, "count": 3}, "must be at least 1, got 0 and 3"),
-        ({"length": 3, "count": 0}, "must be at least 1, got 3 and 0"),
-        ({"length": 64, "count": 32, "shift": -2}, "32 of 64 slices cannot be shifted by -2"),
-        ({"length": 64, "count": 32, "shift": 1}, "32 of 64 slices cannot be shifted by 1"),
-    ],
-)
-def test_impossible_choices_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        symmetrical_positions(**arguments)
-    if "shift" not in arguments:
-        with pytest.raises(ValueError, match=message):
-            random_positions(**arguments, generator=np.random.default_rng(0))
-
 
 # ------------------------------------------------------------------------------------- geometry
 
