@@ -52,7 +52,7 @@ CURVES = "curves"
 
 Row = dict[str, float]
 Loss = Callable[[nn.Module, Any], Tensor]
-Score = Callable[[nn.Module, Iterable[Any]], float]
+Score = Callable[[nn.Module, Iterable[Any]], float | Mapping[str, float]]
 
 
 @dataclass(kw_only=True)
@@ -64,6 +64,7 @@ class _Run:
     schedulers: Sequence[LRScheduler | ReduceLROnPlateau]
     score_name: str
     higher_is_better: bool
+    watched: str
     history: list[Row] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -89,7 +90,7 @@ class _Run:
             }
         for scheduler in self.schedulers:
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(row[self.score_name])
+                scheduler.step(row[self.watched])
             else:
                 scheduler.step()
 
@@ -130,6 +131,7 @@ def fit(
     higher_is_better: bool = True,
     patience: int | None = None,
     schedulers: Sequence[LRScheduler | ReduceLROnPlateau] = (),
+    watched_loss: str | None = None,
     batches_per_step: int = 1,
 ) -> list[Row]:
     """Train a network, keep its best epoch, and leave it in ``model``.
@@ -149,7 +151,8 @@ def fit(
             by PyTorch's random numbers, which are seeded anew for each epoch.
         validation_batches: given to ``score``.
         loss: from network and batch (on the device) to the loss of the batch, a scalar.
-        score: from network (evaluation mode, no gradients) and batches to the validation score.
+        score: from network (evaluation mode, no gradients) and batches to the validation score, or
+            to several by their names, which all go into the history.
         epochs: largest number of epochs.
         folder: where results are written.
         seed: of shuffling, dropout and augmentation.
@@ -158,11 +161,12 @@ def fit(
         higher_is_better: False where the score is a loss.
         patience: stop after so many epochs without a better score; None never does.
         schedulers: of the learning rates, stepped once per epoch, with the score where they ask.
+        watched_loss: which of several scores, a loss, they get instead.
         batches_per_step: the optimizers step after so many batches, on the mean of their
             gradients, and at the end of an epoch on what is left.
 
     Returns:
-        One row per epoch: epoch (from 1), train_loss (mean over batches), the score under its name,
+        One row per epoch: epoch (from 1), train_loss (mean over batches), each score under its name,
         learning_rate (of the first optimizer).
 
     Raises:
@@ -170,9 +174,9 @@ def fit(
             devices would all see the same data.
         FloatingPointError: if a loss or score is not finite, naming the epoch and the scans.
     """
-    _check(fabric, train_batches, schedulers, higher_is_better)
+    _check(fabric, train_batches, schedulers, higher_is_better and watched_loss is None)
     numbers = {"seed": seed, "epochs": epochs, "patience": patience, "per_step": batches_per_step}
-    numbers |= {"score": score_name, "higher": higher_is_better}
+    numbers |= {"score": score_name, "higher": higher_is_better, "watched": watched_loss}
     identity = {"given": dict(fingerprint), "fit": numbers, "source": source_digest()}
     run = _Run(
         model=model,
@@ -180,14 +184,14 @@ def fit(
         schedulers=schedulers,
         score_name=score_name,
         higher_is_better=higher_is_better,
+        watched=watched_loss or score_name,
     )
     one_epoch = partial(
         _epoch,
         *fabric.setup(model, *optimizers),
         fabric=fabric,
         train_batches=train_batches,
-        validate=partial(_validate, model, validation_batches, score),
-        score_name=score_name,
+        validate=partial(_validate, model, validation_batches, score, score_name),
         loss=loss,
         seed=seed,
         batches_per_step=batches_per_step,
@@ -305,8 +309,7 @@ def _epoch(
     *optimizers: Optimizer,
     fabric: Fabric,
     train_batches: Iterable[Any],
-    validate: Callable[[int], float],
-    score_name: str,
+    validate: Callable[[int], Row],
     loss: Loss,
     seed: int,
     batches_per_step: int,
@@ -331,9 +334,9 @@ def _epoch(
             _step(optimizers, len(losses) % batches_per_step)
         if not losses:
             raise ValueError("there are no training batches")
-        mean_loss, score = sum(losses) / len(losses), validate(epoch)
-        bar.set_postfix({"train_loss": f"{mean_loss:.4f}", score_name: f"{score:.4f}"})
-    return {"epoch": epoch, "train_loss": mean_loss, score_name: score, "learning_rate": rate}
+        found = {"train_loss": sum(losses) / len(losses), **validate(epoch)}
+        bar.set_postfix({name: f"{value:.4f}" for name, value in found.items()})
+    return {"epoch": epoch, **found, "learning_rate": rate}
 
 
 def _progress_bar(batches: Iterable[Any], epoch: int, fabric: Fabric) -> tqdm:
@@ -363,14 +366,18 @@ def _step(optimizers: Sequence[Optimizer], batches: int) -> None:
         optimizer.zero_grad()
 
 
-def _validate(model: nn.Module, batches: Iterable[Any], score: Score, epoch: int) -> float:
-    """Validation score of the network as it is."""
+def _validate(
+    model: nn.Module, batches: Iterable[Any], score: Score, score_name: str, epoch: int
+) -> Row:
+    """Validation scores of the network as it is, by their names."""
     model.eval()
     with torch.no_grad():
-        value = float(score(model, batches))
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the validation score is {value} after epoch {epoch}")
-    return value
+        found = score(model, batches)
+    named = found if isinstance(found, Mapping) else {score_name: found}
+    for value in named.values():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the validation score is {value} after epoch {epoch}")
+    return {name: float(value) for name, value in named.items()}
 
 
 def _check(

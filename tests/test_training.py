@@ -132,6 +132,33 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, fabric):
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
+def test_a_plateau_may_watch_a_loss_while_another_score_chooses(tmp_path, fabric):
+    scores = iter([(0.9, 1.0), (0.8, 0.5), (0.7, 0.4), (0.6, 0.9), (0.5, 0.9)])
+
+    def score(model, batches):
+        return dict(zip(("validation_accuracy", "validation_loss"), next(scores), strict=True))
+
+    _, history = train(
+        tmp_path,
+        fabric,
+        score=score,
+        score_name="validation_accuracy",
+        watched_loss="validation_loss",
+        make_schedulers=lambda o: [ReduceLROnPlateau(o, factor=0.1, patience=0)],
+        epochs=5,
+    )
+    assert [row["validation_loss"] for row in history] == [1.0, 0.5, 0.4, 0.9, 0.9]
+    assert [row["learning_rate"] for row in history] == pytest.approx(4 * [0.02] + [0.002])
+    assert json.loads((tmp_path / "training.json").read_text())["best"]["epoch"] == 1
+    with pytest.raises(ValueError, match="mode='min'"):
+        train(
+            tmp_path / "b",
+            fabric,
+            watched_loss="validation_loss",
+            make_schedulers=lambda o: [ReduceLROnPlateau(o, mode="max")],
+        )
+
+
 def test_several_batches_per_step_equal_one_large_batch(tmp_path, fabric):
     weights = []
     for per_step, batch_size in ((3, 8), (1, 24)):

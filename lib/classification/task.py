@@ -156,26 +156,32 @@ def fit_network(
         loss: of a training batch; None is the cross entropy of ``logits``.
         score: of network and validation batches, named as ``chosen_by`` says; None is the measure
             of ``chosen_by`` on the ``logits``.
-        settings: epochs, patience, schedule, chosen_by (a key of `CHOSEN_BY`), and
-            batches_per_step where it is not 1; None takes the task's.
+        settings: epochs, patience, schedule, chosen_by (a key of `CHOSEN_BY`); where they differ
+            from 1 and False, batches_per_step and plateau_by_loss (the schedule watches the
+            validation loss, whatever chooses the epoch); None takes the task's.
         name: a folder of its own, for a classifier of several networks.
 
     Returns:
         One row per epoch.
     """
     settings = task.settings if settings is None else settings
-    score_name, higher_is_better, measure = CHOSEN_BY[settings["chosen_by"]]
+    score_name, higher_is_better, _ = CHOSEN_BY[settings["chosen_by"]]
+    chosen_by, by_loss = settings["chosen_by"], settings.get("plateau_by_loss", False)
+    measured = [CHOSEN_BY[name] for name in dict.fromkeys([chosen_by, *(["loss"] * by_loss)])]
     return fit(
         model,
         fabric=task.fabric,
         optimizers=optimizers,
-        schedulers=schedules(optimizers, higher_is_better=higher_is_better, **settings["schedule"])
+        schedulers=schedules(
+            optimizers, higher_is_better=higher_is_better and not by_loss, **settings["schedule"]
+        )
         if settings["schedule"]
         else [],
+        watched_loss=CHOSEN_BY["loss"][0] if by_loss else None,
         train_batches=train_batches,
         validation_batches=validation_batches,
         loss=loss or cross_entropy(logits),
-        score=score or partial(_score, measure=measure, logits=logits, fabric=task.fabric),
+        score=score or partial(_scores, measured=measured, logits=logits, fabric=task.fabric),
         score_name=score_name,
         higher_is_better=higher_is_better,
         epochs=settings["epochs"],
@@ -191,15 +197,15 @@ def fit_network(
     )
 
 
-def _score(
+def _scores(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    measure: Callable[[Tensor, Tensor], float],
+    measured: Iterable[tuple[str, bool, Callable[[Tensor, Tensor], float]]],
     logits: Logits,
     fabric: Fabric,
-) -> float:
-    """A measure of the class scores of all scans of some batches."""
+) -> dict[str, float]:
+    """Measures of the class scores of all scans of some batches, by their names."""
     scores, targets = [], []
     for batch in batches:
         with fabric.autocast():
@@ -207,7 +213,8 @@ def _score(
         targets.append(batch.targets.cpu())
     if not scores:
         raise ValueError("the validation part is empty, so no epoch can be chosen")
-    return measure(torch.cat(scores), torch.cat(targets))
+    found = torch.cat(scores), torch.cat(targets)
+    return {name: measure(*found) for name, _, measure in measured}
 
 
 def mean_loss(scores: Tensor, targets: Tensor) -> float:
