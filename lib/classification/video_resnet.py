@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torchvision.models.video.resnet import BasicBlock
+from torchvision.models.video.resnet import BasicBlock, Bottleneck
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -25,21 +25,24 @@ def video_trunk(
     blocks: int | Sequence[int] = 2,
     dropout: float = 0.0,
     stem: nn.Module | None = None,
+    stem_width: int | None = None,
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
 ) -> nn.Sequential:
     """Stem and stages, without pooling and output.
 
     Takes volumes of shape (scans, 1, slices, height, width), gives features of shape (scans,
-    widths[-1], ...). The stem and each stage but the first halve height and width; a stage of full
-    or factored 3-D convolutions but the first halves the slices too.
+    widths[-1] * block.expansion, ...). The stem and each stage but the first halve height and
+    width; a stage of full or factored 3-D convolutions but the first halves the slices too.
 
     Args:
         convolutions: of each stage, ``Conv3DSimple``, ``Conv3DNoTemporal`` or ``Conv2Plus1D`` of
             torchvision, or what is built like them.
-        widths: channels of each stage; the stem has those of the first.
+        widths: channels of each stage, before the expansion of its blocks.
         blocks: residual blocks of each stage; one number is that of all.
         dropout: probability of a dropout behind every stage; 0 leaves these layers out.
-        stem: layers before the stages, giving widths[0] channels; None is a convolution of volumes
-            of one channel.
+        stem: layers before the stages; None is a convolution of volumes of one channel.
+        stem_width: channels that the stem gives; None takes widths[0].
+        block: kind of residual block.
 
     Raises:
         ValueError: if there are not as many widths, or numbers of blocks, as convolutions.
@@ -48,21 +51,17 @@ def video_trunk(
     for name, given in (("widths", list(widths)), ("numbers of blocks", blocks)):
         if len(given) != len(convolutions):
             raise ValueError(f"{len(convolutions)} stages need as many {name}, got {given}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem or _stem(widths[0]))
-    before = widths[0]
+    before = stem_width or widths[0]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem or _stem(before))
     stages = zip(convolutions, widths, blocks, strict=True)
     for number, (convolution, width, count) in enumerate(stages, start=1):
         layers[f"layer{number}"] = _stage(
-            convolution, before, width, blocks=count, stride=1 if number == 1 else 2
+            block, convolution, before, width, blocks=count, stride=1 if number == 1 else 2
         )
         if dropout:
             layers[f"dropout{number}"] = nn.Dropout(dropout)
-        before = width
-    return start_randomly(nn.Sequential(layers))
-
-
-def start_randomly(trunk: nn.Sequential) -> nn.Sequential:
-    """Start the convolutions as He et al. 2015 do, by their outputs; gives the trunk back."""
+        before = width * block.expansion
+    trunk = nn.Sequential(layers)
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -111,17 +110,23 @@ def _stem(width: int) -> nn.Sequential:
 
 
 def _stage(
-    convolution: ConvolutionBuilder, before: int, width: int, *, blocks: int, stride: int
+    block: type[BasicBlock] | type[Bottleneck],
+    convolution: ConvolutionBuilder,
+    before: int,
+    width: int,
+    *,
+    blocks: int,
+    stride: int,
 ) -> nn.Sequential:
     """Residual blocks, the first of which changes size and width."""
-    shortcut = None
-    if stride != 1 or before != width:
+    shortcut, after = None, width * block.expansion
+    if stride != 1 or before != after:
         steps = convolution.get_downsample_stride(stride)
         shortcut = nn.Sequential(
-            nn.Conv3d(before, width, 1, stride=steps, bias=False), nn.BatchNorm3d(width)
+            nn.Conv3d(before, after, 1, stride=steps, bias=False), nn.BatchNorm3d(after)
         )
-    first = BasicBlock(before, width, convolution, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(width, width, convolution) for _ in range(blocks - 1)))
+    first = block(before, width, convolution, stride, shortcut)
+    return nn.Sequential(first, *(block(after, width, convolution) for _ in range(blocks - 1)))
 
 
 def grey_stem(weights: torch.Tensor) -> torch.Tensor:
