@@ -114,7 +114,10 @@ class ComposedScan:
     cropped: bool
 
     def __post_init__(self) -> None:
-        check_channels(self.channels)
+        try:
+            check_channels(self.channels)
+        except ValueError as error:
+            self._complain(str(error))
         slices, height, width = self._volume.shape
         if self._mask is not None and self._mask.shape != self._volume.shape:
             self._complain(
