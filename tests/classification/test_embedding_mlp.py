@@ -146,23 +146,27 @@ def test_the_test_part_changes_nothing(tmp_path):
 
 def test_a_killed_run_goes_on_with_its_learning_rate(tmp_path, monkeypatch):
     """The learning rate falls often here, so a forgotten schedule would show."""
-    scans, plateau = made_scans(), {"factor": 0.5, "patience": 1, "threshold": 0.6}
-    straight = trained(scans, tmp_path / "straight", plateau=plateau, epochs=12)
+    scans = made_scans()
+    often = {
+        "plateau": {"factor": 0.5, "patience": 1, "threshold": 0.6},
+        "learning_rate": 3e-3,
+    }
+    straight = trained(scans, tmp_path / "straight", **often)
     score, calls = PlateauOfLoss.__call__, []
 
     def killed(self, model, batches):
         calls.append(1)
-        if len(calls) == 9:
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return score(self, model, batches)
 
     monkeypatch.setattr(PlateauOfLoss, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained(scans, tmp_path / "killed", plateau=plateau, epochs=12)
-    resumed = trained(scans, tmp_path / "killed", plateau=plateau, epochs=12)
+        trained(scans, tmp_path / "killed", **often)
+    resumed = trained(scans, tmp_path / "killed", **often)
+    assert len(calls) == SETTINGS["epochs"] + 1
     assert resumed.histories == straight.histories
-    rates = {row["learning_rate"] for row in straight.histories["MLP"]}
-    assert len(rates) > 1
+    assert len({row["learning_rate"] for row in straight.histories["MLP"]}) > 2
 
 
 def test_the_learning_rate_follows_the_loss_and_the_choice_the_accuracy():
