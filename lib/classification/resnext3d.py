@@ -6,7 +6,8 @@ weights and size of clips are not published, and its reference 23 is that of R(2
 the one that Kalfaoglu et al. 2020, whose code the paper builds on, pool with BERT; the sentence in
 the paper stands among the networks without BERT.
 
-Parameters of the trunk at the published sizes: 47,521,216 (48,340,816 with an output of 400 classes).
+Parameters of the trunk at the published sizes: 47,521,216, which is ResNeXt-101 (32 x 4d) for
+pictures with deeper kernels; 48,340,816 with an output of 400 classes.
 """
 
 from collections.abc import Sequence
