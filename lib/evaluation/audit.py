@@ -164,6 +164,31 @@ def _right_per_error(f1: float) -> float:
     return f1 / (2 * max(PERCENT - f1, SLACK))
 
 
+def outcomes_with_accuracy(printed: float, positives: int, negatives: int) -> np.ndarray:
+    """Outcomes of a binary test that give a printed accuracy, and the macro F1 of each.
+
+    For two classes the macro F1 never exceeds the accuracy. With e errors the F1 of a class of
+    which t scans are right is f(t) = 2 t / (2 t + e), and f is concave, so the mean of f(TP) and
+    f(TN) is at most f((TP + TN) / 2), which is the accuracy.
+
+    Args:
+        printed: accuracy, percent.
+        positives: scans of the one class.
+        negatives: scans of the other.
+
+    Returns:
+        Columns true positives, true negatives, macro F1 in percent; no row where no outcome does.
+    """
+    found, right = np.indices((positives + 1, negatives + 1))
+    total = positives + negatives
+    fits = prints_as(PERCENT * (found + right) / total, printed)
+    found, right = found[fits], right[fits]
+    errors = total - found - right
+    with np.errstate(invalid="ignore"):  # a class that is neither there nor predicted
+        macro = PERCENT * (found / (2 * found + errors) + right / (2 * right + errors))
+    return np.stack([found, right, macro], axis=1)
+
+
 def is_mean_of(printed: float, parts: Sequence[float]) -> bool:
     """Whether a printed mean can be that of parts that lost digits themselves.
 

@@ -1,4 +1,6 @@
-"""Are the first paper's numbers consistent? Every finding derived from what it prints (FACTS 8.1).
+"""Are published numbers consistent? Every finding derived from what a paper prints.
+
+The first paper, SAM2CLIP2SAM (FACTS 8.1), and the second, 3-D CNN with BERT (FACTS 4.10).
 
 A check takes one printed number, or the numbers of one row, and says what they would have to be or
 what they imply. It *holds* where both can be true together. That a check fails does not say why: a
@@ -37,6 +39,9 @@ WHOLE_ROW = "the row is possible as a whole"
 ROUND_GAIN = "gain over the row before is not round"
 MARGIN = "margin in the text is that of the table"
 TOTALS = "numbers of scans add up"
+ACCURACY = "accuracy is possible"
+ACCURACY_AND_F1 = "accuracy and macro F1 are possible together"
+BASELINE = "baseline is the accuracy of table 1"
 
 MEANING = {
     EQUATION_9: "Equation 9. Parts and mean lost digits, so 0.015 apart is allowed.",
@@ -53,6 +58,12 @@ MEANING = {
     "one cell of 25.",
     MARGIN: "Margins that the text calls F1 against those of the table.",
     TOTALS: "All scans against the sum of the parts.",
+}
+BERT_MEANING = {
+    ACCURACY: "A count out of the 374 validation scans.",
+    ACCURACY_AND_F1: "All outcomes on 165 COVID-19 and 209 other scans that print the accuracy. "
+    "For two classes the macro F1 never exceeds the accuracy, on whatever scans.",
+    BASELINE: "Section 5.3.2 takes the embeddings of the network with MSC and affine transforms.",
 }
 
 
@@ -98,11 +109,20 @@ def audit_checks() -> pd.DataFrame:
     return pd.DataFrame(checks).sort_values("finding", key=_place, kind="stable", ignore_index=True)
 
 
+def bert_checks() -> pd.DataFrame:
+    """All checks of the tables of 3-D CNN with BERT.
+
+    Returns:
+        Rows as of :func:`audit_checks`.
+    """
+    return pd.DataFrame([*_accuracies(), *_accuracy_and_f1(), _baseline()])
+
+
 def audit_summary(checks: pd.DataFrame) -> pd.DataFrame:
     """One row per finding: what was checked, how often it holds, where it does not.
 
     Args:
-        checks: of :func:`audit_checks`.
+        checks: of :func:`audit_checks` or :func:`bert_checks`.
 
     Returns:
         Columns ``finding``, ``checks``, ``contradicted``, ``where`` and ``meaning``.
@@ -117,7 +137,7 @@ def audit_summary(checks: pd.DataFrame) -> pd.DataFrame:
                 "checks": len(part),
                 "contradicted": len(failed),
                 "where": "; ".join(dict.fromkeys(where)),
-                "meaning": MEANING[finding] + _likelihood(finding, part),
+                "meaning": (MEANING | BERT_MEANING)[finding] + _likelihood(finding, part),
             }
         )
     return pd.DataFrame(rows)
@@ -135,9 +155,9 @@ def _likelihood(finding: str, checks: pd.DataFrame) -> str:
     return f" So many or more of independent ones: probability {chance:.0e}."
 
 
-def _wide(table: str) -> pd.DataFrame:
+def _wide(table: str, paper: str = published.SAM2CLIP2SAM_PAPER) -> pd.DataFrame:
     """A published table in percent: rows by system and segmentation as printed, metric columns."""
-    values = published.published_values(published.SAM2CLIP2SAM_PAPER, table)
+    values = published.published_values(paper, table)
     keys = ["system", "segmentation"]
     return values.set_index([*keys, "metric"])["value"].unstack(sort=False)
 
@@ -324,6 +344,41 @@ def _totals() -> Iterator[Check]:
         printed = f"{whole.total:,}"
         holds = summed == whole.total
         yield Check(TOTALS, table, data_set, test, "scans", printed, text, holds)
+
+
+def _accuracies() -> Iterator[Check]:
+    """Of all three tables of the second paper."""
+    (validation,) = _counts(published.COV19_CT_DB_2021, published.VALIDATION_PART)
+    for name in ("Table 1", "Table 2", "Table 3"):
+        for key, row in _wide(name, published.CNN_BERT_PAPER)[["accuracy"]].dropna().iterrows():
+            hits = audit.counts_for_rate(row["accuracy"], validation.total)
+            nearest = round(row["accuracy"] * validation.total / audit.PERCENT)
+            share = audit.PERCENT * nearest / validation.total
+            text = f"nearest: {nearest} of {validation.total}, {share:.3f}"
+            yield _check(ACCURACY, name, key, row, text, len(hits))
+
+
+def _accuracy_and_f1() -> Iterator[Check]:
+    """Of the validation rows of table 3."""
+    (validation,) = _counts(published.COV19_CT_DB_2021, published.VALIDATION_PART)
+    classes = (validation.positives, validation.negatives)
+    for key, row in _wide("Table 3", published.CNN_BERT_PAPER).dropna().iterrows():
+        outcomes = audit.outcomes_with_accuracy(row["accuracy"], *classes)
+        low, high = outcomes[:, 2].min(), outcomes[:, 2].max()
+        fits = outcomes[audit.prints_as(outcomes[:, 2], row["macro_f1"])]
+        found = "; ".join(f"TP {found:.0f}, TN {right:.0f}" for found, right, _ in fits)
+        text = f"macro F1 {low:.3f} to {high:.3f}: {found or 'no outcome'}"
+        yield _check(ACCURACY_AND_F1, "Table 3", key, row, text, len(fits))
+
+
+def _baseline() -> Check:
+    """The network that the perceptrons of table 2 are compared with."""
+    key = ("baseline without MLP", published.UNET)
+    row = _wide("Table 2", published.CNN_BERT_PAPER).loc[key]
+    named = _wide("Table 1", published.CNN_BERT_PAPER).loc[published.MLP_BASELINE]
+    (accuracy,) = named
+    text = f"{published.MLP_BASELINE[0]} has {accuracy:.2f}"
+    return _check(BASELINE, "Table 2", key, row, text, row["accuracy"] == accuracy)
 
 
 @matplotlib.rc_context(STYLE)

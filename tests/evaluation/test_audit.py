@@ -18,6 +18,7 @@ from lib.evaluation.audit import (
     f1_bounds,
     is_mean_of,
     is_round,
+    outcomes_with_accuracy,
     possible_positives,
     prints_as,
 )
@@ -57,6 +58,21 @@ def test_what_was_measured_is_found_among_the_possible_outcomes(outcome, printed
     assert low - 0.01 <= positive <= high + 0.01
     assert is_mean_of(printed((percentages(*outcome)[0] + percentages(*outcome)[1]) / 2),
                       (positive, negative))  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(OUTCOMES, WAYS)
+def test_outcomes_with_an_accuracy_hold_the_one_that_was_measured(outcome, printed):
+    found, false, missed, right = outcome
+    positives, negatives = found + missed, false + right
+    assume(positives and negatives)
+    share = (found + right) / (positives + negatives)
+    outcomes = outcomes_with_accuracy(printed(100 * share), positives, negatives)
+    (row,) = outcomes[(outcomes[:, 0] == found) & (outcomes[:, 1] == right)]
+    truth = [1] * positives + [0] * negatives
+    called = [1] * found + [0] * missed + [1] * false + [0] * right
+    assert row[2] == pytest.approx(100 * f1_score(truth, called, average="macro", zero_division=0))
+    assert outcomes[:, 2].max() <= 100 * outcomes[:, :2].sum(axis=1).max() / len(truth) + 1e-9
 
 
 def test_possible_class_f1_outcomes_are_those_of_trying_all():

@@ -4,6 +4,10 @@ import pytest
 
 from lib.reporting import audit
 from lib.reporting.audit import (
+    ACCURACY,
+    ACCURACY_AND_F1,
+    BASELINE,
+    BERT_MEANING,
     CLASS_F1_COUNTS,
     CLASS_RATIO,
     EQUATION_9,
@@ -17,6 +21,7 @@ from lib.reporting.audit import (
     audit_checks,
     audit_figure,
     audit_summary,
+    bert_checks,
     class_ratios,
     competitors_ratio,
     published_gains,
@@ -134,6 +139,49 @@ def test_the_remarks_that_tables_print_are_what_the_audit_finds(checks):
     rest = {text for frame in values for remark in frame["remark"] for text in remark.split("; ")}
     unknown = {text for text in rest if not any(part in text for part in shown.values())}
     assert unknown == {"", *FDVTS_CITATION.split("; ")}
+
+
+def test_of_the_bert_paper_two_accuracies_and_one_row_are_impossible():
+    checks = bert_checks()
+    failed = checks[~checks["holds"]]
+    assert list(zip(failed["finding"], failed["table"], failed["system"], strict=True)) == [
+        (ACCURACY, "Table 1", "3D-CNN-BERT, RRR, MSC"),
+        (ACCURACY, "Table 2", "MLP, both, tanh"),
+        (ACCURACY_AND_F1, "Table 3", "3D-CNN-BERT, RML, MSC+A"),
+        (BASELINE, "Table 2", "baseline without MLP"),
+    ]
+    assert failed["derived"].tolist() == [
+        "nearest: 333 of 374, 89.037",
+        "nearest: 343 of 374, 91.711",
+        "macro F1 90.496 to 90.903: no outcome",
+        "3D-CNN-BERT, RML, MSC+A has 90.91",
+    ]
+    possible = checks[(checks["finding"] == ACCURACY_AND_F1) & checks["holds"]]["derived"]
+    assert [text.split(": ")[1] for text in possible] == [
+        "TP 144, TN 197; TP 145, TN 196",
+        "TP 145, TN 202",
+        "TP 143, TN 202",
+    ]
+    summary = audit_summary(checks)
+    assert [name.lower() for name in summary["finding"]] == [n.lower() for n in BERT_MEANING]
+
+
+def test_the_remarks_of_the_bert_tables_are_what_the_audit_finds():
+    shown = {ACCURACY: "no count of scans", ACCURACY_AND_F1: "impossible together"}
+    shown |= {BASELINE: "section 5.3.2 names"}
+    checks = bert_checks()
+    expected = {
+        (row.table, row.system, metric, shown[row.finding])
+        for row in checks[~checks["holds"]].itertuples()
+        for metric in row.metrics.split(" + ")
+    }
+    printed = {
+        (row.table, row.system, audit.heading(row.metric), text)
+        for row in published_values("cnn_bert").itertuples()
+        for text in shown.values()
+        if text in row.remark
+    }
+    assert printed == expected
 
 
 def test_the_figure_shows_a_mark_for_every_row():
