@@ -166,8 +166,8 @@ def fit(
             gradients, and at the end of an epoch on what is left.
 
     Returns:
-        One row per epoch: epoch (from 1), train_loss (mean over batches), each score under its name,
-        learning_rate (of the first optimizer).
+        One row per epoch: epoch (from 1), train_loss (mean over batches), each score under its
+        name, learning_rate (of the first optimizer).
 
     Raises:
         ValueError: if there are no batches, a scheduler watches the wrong direction, or several
