@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from lightning_fabric import Fabric
 from safetensors.torch import save_file
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lib.classification import embedding_mlp
 from lib.classification.embedding_mlp import (
     ACTIVATIONS,
     POOLINGS,
     VARIANTS,
-    EmbeddingBatch,
-    PlateauOfLoss,
     PooledScans,
+    batches,
     build,
     pool,
     read_embeddings,
+    validation_scores,
 )
 
 SETTINGS = {
@@ -28,6 +27,7 @@ SETTINGS = {
     "learning_rate": 2e-2,
     "epochs": 12,
     "patience": None,
+    "chosen_by": "accuracy",
     "plateau": {"factor": 0.1, "patience": 5},
 }
 MATRIX = [("max", "tanh"), ("both", "sigmoid")]
@@ -144,46 +144,30 @@ def test_the_test_part_changes_nothing(tmp_path):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-def test_a_killed_run_goes_on_with_its_learning_rate(tmp_path, monkeypatch):
-    """The learning rate falls often here, so a forgotten schedule would show."""
+def test_the_learning_rate_follows_the_loss_whatever_chooses_the_epoch(tmp_path):
     scans = made_scans()
-    often = {
-        "plateau": {"factor": 0.5, "patience": 1, "threshold": 0.6},
-        "learning_rate": 3e-3,
-    }
-    straight = trained(scans, tmp_path / "straight", **often)
-    score, calls = PlateauOfLoss.__call__, []
-
-    def killed(self, model, batches):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return score(self, model, batches)
-
-    monkeypatch.setattr(PlateauOfLoss, "__call__", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trained(scans, tmp_path / "killed", **often)
-    resumed = trained(scans, tmp_path / "killed", **often)
-    assert len(calls) == SETTINGS["epochs"] + 1
-    assert resumed.histories == straight.histories
-    assert len({row["learning_rate"] for row in straight.histories["MLP"]}) > 2
+    often = {"plateau": {"factor": 0.5, "patience": 0, "threshold": 0.6}, "learning_rate": 3e-3}
+    rows = trained(scans, tmp_path, **often).histories["MLP"]
+    best, rate, expected = np.inf, 3e-3, []
+    for row in rows:
+        expected.append(rate)
+        better = row["validation_loss"] < 0.4 * best
+        best, rate = (row["validation_loss"], rate) if better else (best, rate / 2)
+    assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
+    assert len(set(expected)) > 3
 
 
-def test_the_learning_rate_follows_the_loss_and_the_choice_the_accuracy():
-    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
-    watched = PlateauOfLoss(
-        ReduceLROnPlateau(optimizer, factor=0.1, patience=0), Fabric(accelerator="cpu")
-    )
-    batch = EmbeddingBatch(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0]), ["a", "b"])
-    found = []
-    for gain in (1.0, 2.0, 0.5):  # always right; surer, then less sure
-        model = torch.nn.Linear(2, 2, bias=False)
-        model.weight.data = gain * torch.eye(2)
-        with torch.no_grad():
-            found.append(watched(model, [batch]))
-        watched.step()
-        found.append(optimizer.param_groups[0]["lr"])
-    assert found == [1.0, 1.0, 1.0, 1.0, 1.0, pytest.approx(0.1)]
+@pytest.mark.parametrize("chosen_by", ["loss", "accuracy", "macro_f1"])
+def test_the_kept_epoch_is_the_best_by_the_measure_asked(chosen_by, tmp_path):
+    scans, fabric = made_scans(), Fabric(accelerator="cpu")
+    model, histories, _ = trained(scans, tmp_path, chosen_by=chosen_by, learning_rate=3e-3)
+    with torch.no_grad():
+        kept = validation_scores(
+            model.eval(), list(batches(scans.items("validation"), 8)), fabric=fabric
+        )
+    name = f"validation_{chosen_by}"
+    best = (min if chosen_by == "loss" else max)(row[name] for row in histories["MLP"])
+    assert kept[name] == pytest.approx(best)
 
 
 def store(folder, scan_id, **tensors):
