@@ -73,10 +73,10 @@ def check_channels(channels: str) -> None:
 
 
 def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resize a picture to a square, bilinearly.
+    """Resize a picture to a square, bilinearly (OpenCV), as in the paper from 512 to 280 pixels.
 
-    Bilinear (OpenCV) up to a reduction by 2, which holds for the paper's 512 to 280 pixels; beyond
-    that it would skip pixels, so each new pixel is the mean of those that it covers.
+    Bilinear sampling would skip pixels where it reduces by more than 2. So a picture that large is
+    halved first, each time to the means of 2 x 2 pixels: small opacities stay.
 
     Args:
         picture: uint8, shape (height, width, channels).
@@ -85,9 +85,10 @@ def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     Returns:
         uint8, shape (size, size, channels).
     """
-    far_smaller = max(picture.shape[:2]) > 2 * size
-    method = cv2.INTER_AREA if far_smaller else cv2.INTER_LINEAR
-    return cv2.resize(picture, (size, size), interpolation=method)
+    while max(picture.shape[:2]) > 2 * size:
+        height, width = (max((length + 1) // 2, size) for length in picture.shape[:2])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from lib.classification import clips
@@ -109,17 +108,30 @@ def test_a_mask_that_is_missing_or_of_another_shape_is_refused():
         compose(grey, np.zeros((4, 5), np.uint8), "LLL")
 
 
-@pytest.mark.parametrize(("length", "size"), [(512, 280), (100, 280), (160, 80), (320, 40)])
-def test_resizing_is_that_of_torchvision_or_for_far_smaller_pictures_averages(length, size):
+@pytest.mark.parametrize(("length", "size"), [(512, 280), (100, 280), (160, 80), (150, 80)])
+def test_resizing_is_bilinear_as_in_torchvision(length, size):
     picture = np.random.default_rng(0).integers(0, 256, (length, length, 3), dtype=np.uint8)
-    found = resize_picture(picture, size)
-    if length <= 2 * size:
-        whole = torch.from_numpy(picture.transpose(2, 0, 1)).float()
-        expected = functional.resize(whole, [size, size], antialias=False)
-        np.testing.assert_allclose(found.transpose(2, 0, 1), expected.numpy(), atol=1.01)
-    else:
-        expected = Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
-        np.testing.assert_allclose(found.astype(int), np.asarray(expected).astype(int), atol=1.01)
+    whole = torch.from_numpy(picture.transpose(2, 0, 1)).float()
+    expected = functional.resize(whole, [size, size], antialias=False)
+    found = resize_picture(picture, size).transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1.01)
+
+
+@pytest.mark.parametrize(("length", "size"), [(320, 80), (320, 40), (64, 1)])
+def test_reducing_by_more_than_two_takes_means(length, size):
+    picture = np.random.default_rng(0).integers(0, 256, (length, length, 3), dtype=np.uint8)
+    blocks = picture.reshape(size, length // size, size, length // size, 3)
+    np.testing.assert_allclose(resize_picture(picture, size), blocks.mean(axis=(1, 3)), atol=2)
+
+
+@pytest.mark.parametrize("shape", [(300, 70), (70, 300), (517, 333)])
+def test_no_pixel_is_skipped_in_reducing(shape):
+    """Single bright pixels far apart: everything they hold arrives."""
+    picture = np.zeros((*shape, 3), np.uint8)
+    picture[5::17, 3::19] = 255
+    found = resize_picture(picture, 30)
+    assert found.shape == (30, 30, 3)
+    assert found.mean() == pytest.approx(picture.mean(), abs=0.5)
 
 
 # --------------------------------------------------------------------------------------- reading
