@@ -13,7 +13,7 @@ what a network shows that merely follows the lungs; its ``lesion_share`` is the 
 that is lesion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from lib.evaluation.statistics import bootstrap_interval, mean_statistic, weight
 NETWORK, RANDOM_WEIGHTS, LUNG_AREA = "network", "random_weights", "lung_area"
 ATTRIBUTIONS = (NETWORK, RANDOM_WEIGHTS, LUNG_AREA)
 MEASURES = ("roc_auc", "spearman", "lesion_share")
+TABLES = ("evidence", "slices", "summary")
+PROFILE_COLUMNS = ["scan_id", "slice", "lesion_area", *ATTRIBUTIONS]
 SIMILARITY = "similarity_random_weights"  # of trained and random network: near 1 is a warning
 
 
@@ -146,37 +148,54 @@ def evidence_row(evidence: Evidence) -> dict[str, object]:
     }
 
 
-def without_lesion_row(scan_id: str) -> dict[str, object]:
-    """The row of a scan that has no lesion in what the network sees: counted, but not measured."""
-    return {"scan_id": scan_id, "slices_with_lesion": 0}
-
-
 def score_columns() -> list[str]:
     """Names of all measures of all attributions."""
     return [f"{measure}_{name}" for measure in MEASURES for name in ATTRIBUTIONS]
 
 
-def evidence_table(rows: Sequence[Mapping[str, object]], manifest: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all scans with patient and label, in the order of the rows.
+def evidence_tables(
+    found: Iterable[tuple[str, Evidence | None]],
+    manifest: pd.DataFrame,
+    *,
+    examples: Path,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """All tables of a run, made scan by scan, so that one scan is in memory at a time.
 
     Args:
-        rows: of `evidence_row` and `without_lesion_row`; may be empty.
+        found: name and evidence of each scan; None for one without any lesion in the slices that
+            the network sees, which is counted but not measured.
         manifest: of the data set.
+        examples: folder for the slice with the most attribution of each scan, see `save_example`.
+        seed: of the intervals.
 
     Returns:
-        One row per scan.
+        ``evidence``, a row per scan with patient and label (no measure without lesion); ``slices``,
+        a row per slice of `slice_profile`; ``summary`` of `summarise_evidence`.
     """
-    measured = ["scan_id", "slices", "slices_with_lesion", *score_columns(), SIMILARITY]
+    rows, profiles = [], [pd.DataFrame(columns=PROFILE_COLUMNS)]
+    for scan_id, evidence in found:
+        if evidence is None:
+            rows.append({"scan_id": scan_id, "slices_with_lesion": 0})
+            continue
+        rows.append(evidence_row(evidence))
+        profiles.append(slice_profile(evidence))
+        save_example(evidence, examples / f"{scan_id}.safetensors")
     known = manifest[["scan_id", "patient_id", "label"]]
-    table = pd.DataFrame(rows, columns=[*measured, "unexplained"]).merge(known, on="scan_id")
-    return table[[*known.columns, *measured[1:], "unexplained"]]
+    measured = ["slices", "slices_with_lesion", *score_columns(), SIMILARITY, "unexplained"]
+    table = pd.DataFrame(rows, columns=["scan_id", *measured]).merge(known, on="scan_id")
+    return {
+        "evidence": table[[*known.columns, *measured]],
+        "slices": pd.concat(profiles[1:] or profiles, ignore_index=True),
+        "summary": summarise_evidence(table, seed=seed),
+    }
 
 
 def summarise_evidence(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Means over scans with 95 % intervals, patients drawn, and the network less each control.
 
     Args:
-        table: of `evidence_table`.
+        table: ``evidence`` of `evidence_tables`.
         seed: of the resampling.
 
     Returns:
@@ -219,7 +238,8 @@ def slice_profile(evidence: Evidence) -> pd.DataFrame:
     parts = {"lesion_area": evidence.lesions} | evidence.attributions
     sums = {name: per_slice_mean(pixels) for name, pixels in parts.items()}
     shares = {name: v / v.sum() if v.any() else v * np.nan for name, v in sums.items()}
-    return pd.DataFrame({"scan_id": evidence.scan_id, "slice": evidence.slices} | shares)
+    known = {"scan_id": evidence.scan_id, "slice": evidence.slices}
+    return pd.DataFrame(known | shares, columns=PROFILE_COLUMNS)
 
 
 # ------------------------------------------------------------------------------------- examples
@@ -247,6 +267,6 @@ def read_example(path: Path) -> dict[str, np.ndarray]:
     return load_file(path)
 
 
-def read_evidence(folder: Path) -> list[pd.DataFrame]:
-    """Tables ``evidence``, ``slices`` and ``summary`` of a run, as the notebook wrote them."""
-    return [pd.read_csv(folder / f"{name}.csv") for name in ("evidence", "slices", "summary")]
+def read_evidence(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of `evidence_tables`, read back from ``<name>.csv`` in a folder."""
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}

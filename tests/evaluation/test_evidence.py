@@ -9,18 +9,19 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from lib.data.files import save_csv
 from lib.evaluation.evidence import (
     ATTRIBUTIONS,
     MEASURES,
     Evidence,
     evidence_row,
     evidence_scores,
-    evidence_table,
+    evidence_tables,
+    read_evidence,
     read_example,
     save_example,
     slice_profile,
     summarise_evidence,
-    without_lesion_row,
 )
 
 SHAPE = (6, 4, 5)
@@ -118,15 +119,16 @@ def test_a_row_holds_network_and_controls_by_absolute_attribution():
 
 
 @pytest.fixture
-def table():
+def table(tmp_path):
     """Eight scans of four patients, one of them without lesions."""
     names = [f"scan_{k}" for k in range(8)]
     manifest = pd.DataFrame(
         {"scan_id": names, "patient_id": [f"p{k // 2}" for k in range(8)], "label": "covid"}
     )
     lungs = made().lungs * np.linspace(0.5, 1, 6, dtype=np.float32)[:, None, None]
-    rows = [evidence_row(made(name, seed=k, lungs=lungs)) for k, name in enumerate(names[:-1])]
-    return evidence_table([*rows, without_lesion_row(names[-1])], manifest)
+    found = [(name, made(name, seed=k, lungs=lungs)) for k, name in enumerate(names[:-1])]
+    found = [*found, (names[-1], None)]
+    return evidence_tables(found, manifest, examples=tmp_path, seed=0)["evidence"]
 
 
 def test_scans_without_lesions_are_counted_and_left_out(table):
@@ -155,22 +157,27 @@ def test_intervals_enclose_the_mean_and_patients_are_what_is_drawn(table):
     assert one_patient[["low", "high"]].isna().all(axis=None)
 
 
-def test_a_scan_whose_every_slice_holds_lesion_is_undefined_for_the_area_alone():
+def test_a_scan_whose_every_slice_holds_lesion_is_undefined_for_the_area_alone(tmp_path):
     everywhere = made("b", lesions=made().lungs * np.arange(1, 7)[:, None, None] / 6)
     manifest = pd.DataFrame({"scan_id": ["a", "b"], "patient_id": ["p", "q"], "label": "covid"})
-    summary = summarise_evidence(
-        evidence_table([evidence_row(made()), evidence_row(everywhere)], manifest), seed=0
-    ).set_index(["measure", "attribution"])
+    found = [("a", made()), ("b", everywhere)]
+    tables = evidence_tables(found, manifest, examples=tmp_path, seed=0)
+    summary = tables["summary"].set_index(["measure", "attribution"])
     assert summary.loc[("roc_auc", "network"), ["measured", "undefined"]].tolist() == [1, 1]
     assert summary.loc[("lesion_share", "network"), ["measured", "undefined"]].tolist() == [2, 0]
+    assert tables["slices"].groupby("scan_id").size().to_dict() == {"a": 6, "b": 6}
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_without_any_lesion_there_is_a_table_but_no_mean():
+@pytest.mark.parametrize("found", [[("a", None)], []])
+def test_without_any_lesion_there_are_tables_but_no_mean(found, tmp_path):
     manifest = pd.DataFrame({"scan_id": ["a"], "patient_id": ["p"], "label": ["normal"]})
-    for rows in ([without_lesion_row("a")], []):
-        table = evidence_table(rows, manifest)
-        assert len(table) == len(rows)
-        assert summarise_evidence(table, seed=0).empty
+    tables = evidence_tables(found, manifest, examples=tmp_path / "examples", seed=0)
+    for name, table in tables.items():
+        save_csv(table, tmp_path / f"{name}.csv")
+    read = read_evidence(tmp_path)
+    assert [len(read[name]) for name in read] == [len(found), 0, 0]
+    assert all(list(read[name]) == list(tables[name]) for name in read)
 
 
 def test_a_profile_holds_shares_of_the_scan():
