@@ -16,14 +16,16 @@ from lib.evaluation.statistics import bootstrap_interval, mean_statistic
 CLASS_TOKEN = "class token"
 
 
-def read_attention(path: Path) -> np.ndarray:
+def read_attention(path: Path) -> tuple[np.ndarray, int]:
     """Attention of the class token of one scan, mean over its sets of slices.
 
     Args:
-        path: stored embeddings of a scan, tensor ``attention`` of shape (sets, heads, steps + 1).
+        path: stored embeddings of a scan, tensors ``attention`` of shape (sets, heads, steps + 1)
+            and ``positions`` of shape (sets, slices).
 
     Returns:
-        float64, shape (heads, steps + 1); the class token itself first. Each head sums to 1.
+        float64, shape (heads, steps + 1), the class token itself first, each head summing to 1; and
+        the number of slices of a set.
 
     Raises:
         FileNotFoundError: if the scan was not embedded.
@@ -33,6 +35,7 @@ def read_attention(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path} is not there: run the stage embed_scans first")
     with safe_open(path, "numpy") as tensors:
         attention = tensors.get_tensor("attention").astype(np.float64)
+        slices = tensors.get_slice("positions").get_shape()[1]
     if attention.ndim == 3 and attention.shape[1] == 0:
         raise ValueError(f"{path} holds no attention: this network has no BERT head")
     if attention.ndim != 3 or not np.allclose(attention.sum(-1), 1, atol=1e-3):
@@ -40,19 +43,16 @@ def read_attention(path: Path) -> np.ndarray:
             f"{path}: attention has shape (sets, heads, steps + 1) and sums to 1 over the last, "
             f"got {attention.shape} and {attention.sum(-1).ravel()[:1]}"
         )
-    return attention.mean(0)
+    return attention.mean(0), slices
 
 
-def attention_table(
-    folder: Path, scans: pd.DataFrame, *, positive: Container[str], slices: int
-) -> pd.DataFrame:
+def attention_table(folder: Path, scans: pd.DataFrame, *, positive: Container[str]) -> pd.DataFrame:
     """Attention of the class token of many scans.
 
     Args:
         folder: ``data/embeddings/<data set>/<run>``.
         scans: rows of the manifest, with labels.
         positive: labels that count as COVID-19.
-        slices: of a clip; equal parts of them stand for the time steps.
 
     Returns:
         A row per scan and head: scan_id, patient_id, label (covid or non_covid), head (from 1), and
@@ -62,8 +62,9 @@ def attention_table(
     for scan in scans.itertuples():
         label = "covid" if scan.label in positive else "non_covid"
         known = {"scan_id": scan.scan_id, "patient_id": scan.patient_id, "label": label}
-        for head, weights in enumerate(read_attention(folder / f"{scan.scan_id}.safetensors"), 1):
-            names = token_names(len(weights) - 1, slices)
+        attention, slices = read_attention(folder / f"{scan.scan_id}.safetensors")
+        names = token_names(attention.shape[1] - 1, slices)
+        for head, weights in enumerate(attention, start=1):
             rows.append(known | {"head": head} | dict(zip(names, weights, strict=True)))
     return pd.DataFrame(rows)
 

@@ -263,7 +263,6 @@ def cnn_bert_figures(
     manifest: pd.DataFrame,
     *,
     positive: Container[str],
-    slices: int,
     seed: int,
 ) -> Mapping[str, Figure]:
     """The figures of 3-D CNN with BERT that a data set has the files for.
@@ -274,7 +273,6 @@ def cnn_bert_figures(
         run: whose evidence is shown, for example ``cnn_bert_rml_msc_affine_seed0``.
         manifest: of the data set.
         positive: labels that count as COVID-19.
-        slices: of a clip.
         seed: of the intervals.
 
     Returns:
@@ -285,7 +283,7 @@ def cnn_bert_figures(
     embeddings = data / "embeddings" / data_set / run
     if embeddings.is_dir():
         scans = shown_part(manifest.dropna(subset="label"))
-        table = attention_table(embeddings, scans, positive=positive, slices=slices)
+        table = attention_table(embeddings, scans, positive=positive)
         figures["attention"] = attention_figure(table, seed=seed, title=f"{data_set}: {run}")
     folder = data / "scores" / data_set / f"evidence_{run}"
     cases = evidence_cases(folder) if folder.is_dir() else []

@@ -17,7 +17,9 @@ SCANS = pd.DataFrame(
 
 
 def store(path, attention):
-    save_file({"attention": np.asarray(attention, np.float32), "logits": np.zeros(1)}, path)
+    attention = np.asarray(attention, np.float32)
+    positions = np.zeros((len(attention), 8), np.int64)
+    save_file({"attention": attention, "positions": positions}, path)
 
 
 @pytest.fixture
@@ -36,20 +38,20 @@ def test_tokens_are_named_by_the_slices_that_they_stand_for():
 
 
 def test_attention_is_the_mean_over_the_sets(folder):
-    np.testing.assert_allclose(
-        read_attention(folder / "a.safetensors"), [[0.3, 0.4, 0.3], [1, 0, 0]], atol=1e-7
-    )
+    attention, slices = read_attention(folder / "a.safetensors")
+    np.testing.assert_allclose(attention, [[0.3, 0.4, 0.3], [1, 0, 0]], atol=1e-7)
+    assert slices == 8
 
 
 def test_a_row_per_scan_and_head(folder):
-    table = attention_table(folder, SCANS, positive=["covid"], slices=8)
+    table = attention_table(folder, SCANS, positive=["covid"])
     assert table["head"].tolist() == [1, 2] * 3
     assert table["label"].tolist() == ["covid"] * 2 + ["non_covid"] * 4
     np.testing.assert_allclose(table[["class token", "1-4", "5-8"]].sum(axis=1), 1, atol=1e-6)
 
 
 def test_means_are_those_of_scans_and_heads_with_intervals_over_patients(folder):
-    table = attention_table(folder, SCANS, positive=["covid"], slices=8)
+    table = attention_table(folder, SCANS, positive=["covid"])
     means = mean_attention(table, seed=0).set_index(["label", "token"])
     np.testing.assert_allclose(means.loc["covid", "value"], [0.65, 0.2, 0.15], atol=1e-7)
     np.testing.assert_allclose(means.loc["non_covid", "value"], [0, 0.75, 0.25], atol=1e-7)

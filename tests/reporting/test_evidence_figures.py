@@ -56,7 +56,8 @@ def data(tmp_path):
     embeddings.mkdir(parents=True)
     for k, name in enumerate(NAMES):
         weights = np.array([[[0.1, 0.2, 0.7], [0.5, 0.5 - k / 10, k / 10]]], np.float32)
-        save_file({"attention": weights}, embeddings / f"{name}.safetensors")
+        tensors = {"attention": weights, "positions": np.zeros((1, 4), np.int64)}
+        save_file(tensors, embeddings / f"{name}.safetensors")
     found = [("a", evidence("a", 4)), ("b", evidence("b", 1)), ("c", None), ("d", evidence("d", 2))]
     save_evidence(tmp_path / "scores/set" / f"evidence_{RUN}", found)
     return tmp_path
@@ -102,7 +103,7 @@ def test_the_overlay_is_strongest_where_the_attribution_is(data):
 
 
 def test_attention_by_class_and_head(data):
-    table = attention_table(data / "embeddings/set" / RUN, MANIFEST, positive=["covid"], slices=4)
+    table = attention_table(data / "embeddings/set" / RUN, MANIFEST, positive=["covid"])
     figure = attention_figure(table, seed=0)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["Mean of all heads", "Head 1", "Head 2"]
@@ -125,7 +126,7 @@ def test_nothing_to_show_is_said():
 
 
 def test_a_data_set_has_the_figures_that_it_has_the_files_for(data):
-    arguments = {"positive": ["covid"], "slices": 4, "seed": 0}
+    arguments = {"positive": ["covid"], "seed": 0}
     figures = cnn_bert_figures(data, "set", RUN, MANIFEST, **arguments)
     assert list(figures) == ["figure1", "attention", "evidence"]
     assert figures["evidence"].get_suptitle() == f"set: {RUN}"
