@@ -61,7 +61,7 @@ def compose(grey: np.ndarray, lungs: np.ndarray | None, channels: str) -> np.nda
             raise ValueError(f"channels {channels} need a lung mask")
         if lungs.shape != grey.shape:
             raise ValueError(f"slice and lung mask differ in shape: {grey.shape} and {lungs.shape}")
-        planes[MASK] = np.where(lungs > 0, np.uint8(WHITE), np.uint8(0))
+        planes[MASK] = (lungs > 0) * np.uint8(WHITE)
         planes[LUNGS] = grey & planes[MASK]
     return cv2.merge([planes[letter] for letter in channels])
 
