@@ -10,8 +10,8 @@ stays below it is never kept. Here every epoch is validated.
 
 As published, the best epoch is that of the highest validation accuracy, the first of equals. With
 few validation scans that is coarse: on 15, an epoch is kept as soon as no scan is wrong, however
-unsure the network still is, so the study's small preset chooses by the loss. The learning rate follows the
-validation loss in both, as in the public code.
+unsure the network still is, so the study's small preset chooses by the loss. The learning rate
+follows the validation loss in both, as in the public code.
 """
 
 import hashlib

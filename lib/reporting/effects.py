@@ -1,6 +1,9 @@
-"""What segmentation does to each system: the same scans, the same system, other input."""
+"""What one change does to a system: the same scans twice, and the difference.
 
-from collections.abc import Iterator, Mapping
+For SAM2CLIP2SAM the change is the segmentation of the input; `effect_table` takes any.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -45,7 +48,10 @@ TESTS = ("p_mcnemar", "p_delong")
 
 
 class Comparison(NamedTuple):
-    """One system on one data set with two inputs, the second of which is the reference."""
+    """One system on one data set in two ways, the second of which is the reference.
+
+    For most tables ``segmentation`` is that of the input; the name of any change may stand there.
+    """
 
     data_set: str
     system: str
@@ -72,10 +78,7 @@ def segmentation_effect_table(
 ) -> pd.DataFrame:
     """The effect of segmentation on each system, with intervals and tests.
 
-    Every segmentation is compared with none, and SAM2CLIP2SAM with the conventional one. The
-    intervals draw patients, so all scans count. McNemar's and DeLong's tests want independent
-    scans: they see the first scan of each patient. Holm's correction takes all comparisons of a
-    data set, over systems and segmentations, together, for each of the tests.
+    Every segmentation is compared with none, and SAM2CLIP2SAM with the conventional one.
 
     Args:
         predictions: for each system its predictions with the column ``patient_id``; None for a
@@ -89,24 +92,73 @@ def segmentation_effect_table(
         repetitions: of the bootstrap.
 
     Returns:
-        One row per data set, system and pair: on how many scans (``n``) and ``patients``; the
-        differences of macro F1, F1 of the positive class and ROC AUC with 95 % intervals, and what
-        the published values differ by; the p-values, also after correction, and over how many
-        ``comparisons``.
+        A table of :func:`effect_table`.
+
+    Raises:
+        ValueError: when predictions are invalid, or two runs of a system cover other scans.
+    """
+    return effect_table(
+        _comparisons(predictions),
+        predictions,
+        published,
+        positive=positive,
+        seed=seed,
+        split=split,
+        published_as=published_as,
+        not_measured=not_measured,
+        repetitions=repetitions,
+    )
+
+
+def effect_table(
+    comparisons: Iterable[Comparison],
+    predictions: Mapping[SystemRun, pd.DataFrame | None],
+    published: pd.DataFrame,
+    *,
+    positive: str,
+    seed: int,
+    split: str = TEST,
+    metrics: Sequence[str] = DIFFERENCES,
+    published_as: Mapping[str, str] | None = None,
+    not_measured: str = NOT_RUN,
+    repetitions: int = REPETITIONS,
+) -> pd.DataFrame:
+    """Differences between two ways of a system on the same scans, with intervals and tests.
+
+    The intervals draw patients, so all scans count. McNemar's and DeLong's tests want independent
+    scans: they see the first scan of each patient. Holm's correction takes all comparisons of a
+    data set together, for each of the tests.
+
+    Args:
+        comparisons: what to compare, in the order of the rows.
+        predictions: as in :func:`segmentation_effect_table`.
+        published: likewise.
+        positive: likewise.
+        seed: likewise.
+        split: likewise.
+        metrics: scores whose difference is wanted.
+        published_as: likewise.
+        not_measured: likewise.
+        repetitions: likewise.
+
+    Returns:
+        One row per comparison: on how many scans (``n``) and ``patients``; the differences of the
+        metrics with 95 % intervals, and what the published values differ by; the p-values, also
+        after correction, and over how many ``comparisons``.
 
     Raises:
         ValueError: when predictions are invalid, or two runs of a system cover other scans.
     """
     rows = []
-    for comparison in _comparisons(predictions):
+    for comparison in comparisons:
         first, second = (tested_rows(run, predictions.get(run), split) for run in comparison.runs())
-        cells = dict.fromkeys(_cell_names(), np.nan) | {"n": 0, "patients": 0}
+        cells = dict.fromkeys(_cell_names(metrics), np.nan) | {"n": 0, "patients": 0}
         if len(first) and len(second):
-            cells |= _compared(comparison, first, second, positive, seed, repetitions)
+            cells |= _compared(comparison, first, second, metrics, positive, seed, repetitions)
         why = {NOT_MEASURED: "" if cells["n"] else not_measured}
-        gaps = _published_gaps(comparison, published, published_as or {})
+        gaps = _published_gaps(comparison, published, metrics, published_as or {})
         rows.append(comparison._asdict() | cells | gaps | why)
-    names = [*Comparison._fields, *_cell_names()]
+    names = [*Comparison._fields, *_cell_names(metrics)]
     return _corrected(pd.DataFrame(rows, columns=None if rows else [*names, NOT_MEASURED]))
 
 
@@ -124,10 +176,10 @@ def _comparisons(runs: Mapping[SystemRun, object]) -> Iterator[Comparison]:
                 yield Comparison(data_set, system, segmentation, reference)
 
 
-def _cell_names() -> list[str]:
+def _cell_names(metrics: Iterable[str]) -> list[str]:
     """Columns of a comparison, in their order."""
     names = ["n", "patients"]
-    for metric in DIFFERENCES:
+    for metric in metrics:
         column = f"{metric}_difference"
         names += [column, column + LOW, column + HIGH, column + PUBLISHED]
     return [*names, *(name + suffix for name in TESTS for suffix in ("", "_holm"))]
@@ -137,6 +189,7 @@ def _compared(
     comparison: Comparison,
     first: pd.DataFrame,
     second: pd.DataFrame,
+    metrics: Iterable[str],
     positive: str,
     seed: int,
     repetitions: int,
@@ -148,7 +201,7 @@ def _compared(
     except ValueError as error:
         raise ValueError(f"{' / '.join(comparison)}: {error}") from error
     cells = {"n": len(first), "patients": first["patient_id"].nunique()}
-    for metric in DIFFERENCES:
+    for metric in metrics:
         if metric in gaps.index:
             column = f"{metric}_difference"
             values = gaps.loc[metric, ["value", "low", "high"]]
@@ -179,14 +232,17 @@ def _is_right(predictions: pd.DataFrame, positive: str) -> np.ndarray:
 
 
 def _published_gaps(
-    comparison: Comparison, published: pd.DataFrame, published_as: Mapping[str, str]
+    comparison: Comparison,
+    published: pd.DataFrame,
+    metrics: Sequence[str],
+    published_as: Mapping[str, str],
 ) -> dict[str, float]:
     """What the published values of the two runs differ by; nan where one is missing."""
     name = published_as.get(comparison.system, comparison.system)
     ours, theirs = (
         published_of(published, run._replace(system=name))["fraction"] for run in comparison.runs()
     )
-    gaps = (ours - theirs).reindex(DIFFERENCES)
+    gaps = (ours - theirs).reindex(list(metrics))
     return {f"{metric}_difference{PUBLISHED}": gap for metric, gap in gaps.items()}
 
 

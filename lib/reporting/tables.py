@@ -105,12 +105,14 @@ HEADINGS = {
     "slices_invented_share": "Slices invented",
     "neighbour_dice_gap": "Neighbour Dice, gap",
     "distance_unit": "Distances in",
+    "several_sets": "Scans of several sets",
     "p_value": "p",
     "p_holm": "p, Holm",
     "p_mcnemar": "p, McNemar",
     "p_mcnemar_holm": "p, McNemar, Holm",
     "p_delong": "p, DeLong",
     "p_delong_holm": "p, DeLong, Holm",
+    "accuracy_difference": "Accuracy, difference",
     "macro_f1_difference": "Macro F1, difference",
     "f1_covid_difference": "F1 (covid), difference",
     "roc_auc_difference": "ROC AUC, difference",
@@ -524,7 +526,7 @@ def classification_table(
         rows.append(
             run._asdict()
             | counts
-            | _with_published(cells, columns, published_of(published, named))
+            | with_published(cells, columns, published_of(published, named))
             | {NOT_MEASURED: why}
         )
     return pd.DataFrame(rows)
@@ -572,10 +574,16 @@ def published_of(published: pd.DataFrame, run: SystemRun) -> pd.DataFrame:
     return values
 
 
-def _with_published(
+def with_published(
     cells: Mapping[str, float], columns: Sequence[str], published: pd.DataFrame
 ) -> dict:
-    """Cells with the published value behind each score, and their data set and remarks."""
+    """Cells with the published value behind each score, and their data set and remarks.
+
+    Args:
+        cells: scores and their ``_low`` and ``_high``.
+        columns: the scores.
+        published: the published values of the row, by metric.
+    """
     row = {}
     for column in columns:
         row |= {name: cells[name] for name in (column, column + LOW, column + HIGH)}
