@@ -39,6 +39,7 @@ from lib.classification.clips import (
 from lib.classification.cnn_bert import CnnBert, embed_scan
 from lib.classification.inputs import ScanItem
 from lib.classification.resampling import random_positions, slice_sets
+from lib.data.phantom import make_phantom, plan_phantoms
 from lib.data.scan import to_grey
 from lib.data.store import save_volume
 from lib.reporting.benchmarks import JPEG_QUALITY, compare
@@ -65,6 +66,11 @@ class FiledScan:
     pictures: list[Path]
     masks: list[Path]
 
+    @property
+    def length(self) -> int:
+        """Number of slices."""
+        return len(self.pictures)
+
 
 def scan_lengths(scans: int) -> list[int]:
     """Numbers of kept slices like those of the published test list (FACTS 4.4).
@@ -78,6 +84,23 @@ def scan_lengths(scans: int) -> list[int]:
     quantiles = (np.arange(scans) + 0.5) / scans
     drawn = lognorm(SPREAD, scale=MEDIAN).ppf(quantiles)
     return np.clip(np.rint(drawn), SHORTEST, LONGEST).astype(int).tolist()
+
+
+def draw_scans(lengths: Sequence[int], folder: Path, *, drawn: int, size: int) -> list[FiledScan]:
+    """Phantoms of some lengths, written both ways; the slices of one are repeated to each length.
+
+    Args:
+        lengths: slices of each scan.
+        folder: for a folder per scan.
+        drawn: slices of the phantom that is drawn.
+        size: height and width of its slices in pixels.
+    """
+    record, *_ = plan_phantoms(scans_per_class={"test": 1}, seed=0, slices=(drawn, drawn))
+    made = make_phantom(record, size=size)
+    return [
+        save_scan(made.scan.voxels, made.lungs, length, folder / f"scan{number}")
+        for number, length in enumerate(lengths)
+    ]
 
 
 def save_scan(voxels: np.ndarray, lungs: np.ndarray, length: int, folder: Path) -> FiledScan:
@@ -126,7 +149,7 @@ def plain_clip(pictures: Sequence[Image.Image]) -> Tensor:
 def plain_training_clip(scan: FiledScan, seed: int, *, settings: Mapping[str, Any]) -> Tensor:
     """A random clip; draws as in ``training_clip``, affine transform and multi-scale crop both."""
     generator, length = np.random.default_rng(seed), settings["resized_size"]
-    positions = random_positions(len(scan.pictures), settings["slices"], generator)
+    positions = random_positions(scan.length, settings["slices"], generator)
     change = draw_affine(generator, length, settings["affine_ranges"])
     crop, flip = draw_crop(generator, length), generator.random() < 0.5
     pictures = []
@@ -162,7 +185,7 @@ def plain_embeddings(
     model.eval()
     found = []
     with torch.inference_mode(), fabric.autocast():
-        for positions in slice_sets(len(scan.pictures), settings["slices"]):
+        for positions in slice_sets(scan.length, settings["slices"]):
             clip = plain_judged_clip(scan, positions, settings=settings)
             found.append(model.embed(fabric.to_device(clip[None])).embedding)
     return torch.cat(found)
@@ -303,7 +326,7 @@ def compare_embedding(
         As ``compare_preparation``, a set counting as a clip; and ``lengths`` of the scans.
     """
     arguments = {"settings": settings, "fabric": fabric}
-    lengths = [len(scan.pictures) for scan in scans]
+    lengths = [scan.length for scan in scans]
     result = _compare_clips(
         lambda: [plain_embeddings(model, scan, **arguments) for scan in scans],
         lambda: [embed_scan(model, scan.item, **arguments) for scan in scans],
@@ -332,6 +355,13 @@ def _compare_clips(
 
 
 # --------------------------------------------------------------------------------------- a GPU
+
+
+def random_batch(settings: Mapping[str, Any], *, fabric: Fabric) -> Tensor:
+    """A batch of noise on the device, shape (scans, 3, slices, height, width)."""
+    size = settings["image_size"]
+    shape = (settings["batch_scans"], 3, settings["slices"], size, size)
+    return torch.randn(shape, device=fabric.device)
 
 
 def arithmetic(

@@ -4,7 +4,6 @@ import torch
 from lightning_fabric import Fabric
 
 from lib.classification.cnn_bert import VARIANTS, build, embed_scan
-from lib.data.phantom import make_phantom, plan_phantoms
 from lib.reporting.clip_benchmarks import (
     arithmetic,
     batches,
@@ -12,10 +11,11 @@ from lib.reporting.clip_benchmarks import (
     compare_embedding,
     compare_preparation,
     compare_training,
+    draw_scans,
     peak_arithmetic,
     plain_embeddings,
     plain_training_clip,
-    save_scan,
+    random_batch,
     scan_lengths,
     stored_clips,
     take_steps,
@@ -47,11 +47,7 @@ FABRIC = Fabric(accelerator="cpu", devices=1)
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scans")
-    (record,) = plan_phantoms(scans_per_class={"test": 1}, seed=0, slices=(6, 6))[:1]
-    phantom = make_phantom(record, size=64)
-    voxels, lungs = phantom.scan.voxels, phantom.lungs
-    return [save_scan(voxels, lungs, n, folder / str(n)) for n in (3, 13, 20)]
+    return draw_scans([3, 13, 20], tmp_path_factory.mktemp("scans"), drawn=6, size=64)
 
 
 @pytest.fixture
@@ -107,7 +103,7 @@ def test_a_step_is_taken_for_every_batch(scans, model):
     before = model.output.weight.clone()
     made = list(batches(clip, scans, settings=SETTINGS))
     assert [len(batch) for batch in made] == [2, 1]
-    assert drawn == [("3", 0), ("13", 1), ("20", 2)]
+    assert drawn == [("scan0", 0), ("scan1", 1), ("scan2", 2)]
     assert np.isfinite(take_steps(model, iter(made[:1]), fabric=FABRIC))
     assert not torch.equal(model.output.weight, before)
 
@@ -131,7 +127,7 @@ def test_comparisons_report_clips_per_second(scans, model):
 
 
 def test_arithmetic_is_counted_and_compared_with_the_peak(model):
-    found = arithmetic(model, torch.randn(2, 3, 8, 32, 32), fabric=FABRIC, repetitions=1)
+    found = arithmetic(model, random_batch(SETTINGS, fabric=FABRIC), fabric=FABRIC, repetitions=1)
     assert found["clips_per_second"] > 0
     assert 0 < found["share_of_peak"] < 1
     assert found["peak_teraflops_per_second"] > found["teraflops_per_second"]
