@@ -230,7 +230,7 @@ def train(
         train_batches=batches(scans.items(TRAIN), settings["batch_scans"], shuffle=True),
         validation_batches=list(batches(scans.items(VALIDATION), settings["batch_scans"])),
         loss=cross_entropy(logits),
-        score=partial(validation_scores, fabric=fabric),
+        score=partial(validation_scores, chosen_by=settings["chosen_by"], fabric=fabric),
         score_name=score_name,
         higher_is_better=higher_is_better,
         epochs=settings["epochs"],
@@ -248,12 +248,13 @@ def train(
 
 
 def validation_scores(
-    model: nn.Module, batches: Iterable[EmbeddingBatch], *, fabric: Fabric
+    model: nn.Module, batches: Iterable[EmbeddingBatch], *, chosen_by: str, fabric: Fabric
 ) -> dict[str, float]:
-    """Every measure of ``lib.classification.task.CHOSEN_BY`` on some batches, by its column."""
+    """Loss and accuracy on some batches, and what an epoch is chosen by, by their columns."""
     scores = torch.cat([logits(model, fabric.to_device(batch)).float().cpu() for batch in batches])
     targets = torch.cat([batch.targets for batch in batches])
-    return {name: measure(scores, targets) for name, _, measure in CHOSEN_BY.values()}
+    measured = [CHOSEN_BY[name] for name in dict.fromkeys(["loss", "accuracy", chosen_by])]
+    return {name: measure(scores, targets) for name, _, measure in measured}
 
 
 def _check_parts(scans: PooledScans) -> None:

@@ -163,7 +163,7 @@ def test_the_kept_epoch_is_the_best_by_the_measure_asked(chosen_by, tmp_path):
     model, histories, _ = trained(scans, tmp_path, chosen_by=chosen_by, learning_rate=3e-3)
     with torch.no_grad():
         kept = validation_scores(
-            model.eval(), list(batches(scans.items("validation"), 8)), fabric=fabric
+            model.eval(), batches(scans.items("validation"), 8), chosen_by=chosen_by, fabric=fabric
         )
     name = f"validation_{chosen_by}"
     best = (min if chosen_by == "loss" else max)(row[name] for row in histories["MLP"])
