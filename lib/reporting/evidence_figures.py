@@ -1,7 +1,7 @@
 """Figures of what 3-D CNN with BERT attends to, and of where its evidence lies.
 
 Cases are chosen by a rule: the scans with the highest, the median and the lowest ROC AUC of the
-attribution per slice. Numbers come from `lib.evaluation.evidence`.
+attribution per slice (the next measure where no scan has one). Numbers come from `lib.evaluation.evidence`.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -51,10 +51,12 @@ MEASURE_NAMES = {
     "spearman": "Spearman, with lesion area",
     "lesion_share": "Share inside lesions",
 }
+RULE_NAMES = ("AUC", "correlation", "share inside lesions")  # of a case, in the measures' order
 NO_INFORMATION = {"roc_auc": 0.5, "spearman": 0.0}  # grey lines
 OUTLINE = next(iter(LESION_OUTLINES.values()))[1]
 OVERLAY_QUANTILE = 0.995  # of a slice's attribution, shown at full strength
 OVERLAY_OPACITY = 0.75
+OVERLAY_WHITE = 360  # grey value shown white, above all there are: the slice is dimmed
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +211,7 @@ def draw_overlay(axis: Axes, case: EvidenceCase) -> None:
     opacity = OVERLAY_OPACITY * np.clip(case.attribution / strongest, 0, 1)
     red = np.broadcast_to(np.array([1.0, 0.31, 0.19, 0.0]), (*case.grey.shape, 4)).copy()
     red[..., 3] = opacity
-    axis.imshow(case.grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(case.grey, cmap="gray", vmin=0, vmax=OVERLAY_WHITE, interpolation="nearest")
     axis.imshow(red, interpolation="nearest")
     if (case.lesions >= 0.5).any():
         draw_outline(axis, case.lesions >= 0.5, OUTLINE)
@@ -237,21 +239,25 @@ def _draw_measure(axis: Axes, summary: pd.DataFrame, measure: str) -> None:
 def evidence_cases(folder: Path) -> list[EvidenceCase]:
     """The scans with the highest, the median and the lowest ROC AUC of the attribution.
 
+    Where no scan has slices of both kinds, the next of ``MEASURES`` that any scan has ranks them.
+
     Args:
         folder: ``data/scores/<data set>/evidence_<run>``.
 
     Returns:
-        Fewer where there are fewer scans with both kinds of slices; may be empty.
+        Fewer where fewer scans were measured; none where no scan has a lesion.
     """
     tables = read_evidence(folder)
     table, slices, cases = tables["evidence"].set_index("scan_id"), tables["slices"], []
-    values = table[f"roc_auc_{NETWORK}"]
+    columns = [f"{name}_{NETWORK}" for name in MEASURES]
+    number = int(table[columns].notna().any().to_numpy().argmax())
+    values, rule = table[columns[number]], RULE_NAMES[number]
     for place, scan_id in choose_cases(values).items():
         example = read_example(folder / f"examples/{scan_id}.safetensors")
-        title = f"{place} AUC {values[scan_id]:.2f}: {scan_id} ({table.at[scan_id, 'label']})"
+        title = f"{place} {rule} {values[scan_id]:.2f}: {scan_id} ({table.at[scan_id, 'label']})"
         profile = slices[slices["scan_id"] == scan_id]
-        number = int(example.pop("slice")[0])
-        cases.append(EvidenceCase(title, profile.drop(columns="scan_id"), number, **example))
+        fullest = int(example.pop("slice")[0])
+        cases.append(EvidenceCase(title, profile.drop(columns="scan_id"), fullest, **example))
     return cases
 
 

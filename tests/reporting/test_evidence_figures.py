@@ -1,5 +1,7 @@
 """Tests of lib/reporting/evidence_figures.py: what is drawn, read back; which cases are chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,6 +75,13 @@ def test_cases_are_the_highest_median_and_lowest_area_with_their_fullest_slice(d
     assert [title.split(" ")[0] for title in titles] == ["highest", "median", "lowest"]
     assert titles[0] == "highest AUC 1.00: a (covid)" and titles[1].endswith("d (pneumonia)")
     assert all(case.number == 10 and case.attribution.max() == 31 for case in cases)
+
+
+def test_without_slices_free_of_lesions_the_correlation_chooses(tmp_path):
+    everywhere = np.ones((8, 6, 6), np.float32) * np.arange(1, 9)[:, None, None] / 8
+    save_evidence(tmp_path, [("a", replace(evidence("a", 4), lesions=everywhere))])
+    (case,) = evidence_cases(tmp_path)
+    assert case.title.startswith("highest correlation")
 
 
 def test_bars_are_the_shares_of_the_slices(data):
