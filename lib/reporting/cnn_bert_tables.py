@@ -104,7 +104,8 @@ def cnn_bert_table(
     """Scores of runs on the validation and the test part, the published ones beside them.
 
     One seed: the interval draws patients. Several: the mean over the seeds with Student's interval,
-    see ``lib.evaluation.repeated``.
+    see ``lib.evaluation.repeated``; as the patients are the same for all seeds, it tells what
+    training varies by, not what other patients would give.
 
     Args:
         predictions: of :func:`read_cnn_bert_runs`.
