@@ -1,7 +1,8 @@
 """Figures of what 3-D CNN with BERT attends to, and of where its evidence lies.
 
 Cases are chosen by a rule: the scans with the highest, the median and the lowest ROC AUC of the
-attribution per slice (the next measure where no scan has one). Numbers come from `lib.evaluation.evidence`.
+attribution per slice (the next measure where no scan has one). Numbers come from
+`lib.evaluation.evidence`.
 """
 
 from collections.abc import Container, Mapping, Sequence
