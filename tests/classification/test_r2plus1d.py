@@ -8,7 +8,12 @@ import torch
 from torch import nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
 
-from lib.classification.r2plus1d import TEMPORAL_STRIDE, middle_width, r2plus1d_trunk
+from lib.classification.r2plus1d import (
+    TEMPORAL_STRIDE,
+    AcrossSlices,
+    middle_width,
+    r2plus1d_trunk,
+)
 from lib.foundation.checkpoints import CheckpointError
 
 SMALL = {"widths": [4, 6, 8, 10], "blocks": [1, 2, 1, 1]}
@@ -74,6 +79,25 @@ def test_a_factored_convolution_has_the_weights_of_a_full_one(before, after):
 )
 def test_clips_of_other_sizes(clips, expected):
     assert r2plus1d_trunk(**SMALL)(torch.zeros(clips)).shape == expected
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_across_slices_is_a_3_d_convolution_with_the_same_gradients(stride, layout):
+    torch.manual_seed(0)
+    ours = AcrossSlices(5, 4, stride)
+    plain = nn.Conv3d(5, 4, (3, 1, 1), stride=(stride, 1, 1), padding=(1, 0, 0), bias=False)
+    plain.load_state_dict(ours.state_dict())
+    clips = torch.randn(2, 5, 7, 6, 3).to(memory_format=layout).requires_grad_()
+    found, expected = ours.to(memory_format=layout)(clips), plain(clips)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), [clips, ours.weight]),
+        torch.autograd.grad((expected * weights).sum(), [clips, plain.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_norms_have_caffes_epsilon_and_its_momentum_as_pytorch_counts():
