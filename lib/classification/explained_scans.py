@@ -4,7 +4,7 @@ Everything is brought to the grid of the network's clip (slices left out, resize
 middle), by the same functions, so that a pixel of a lesion mask is a pixel of the attribution.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,7 @@ def masked_pixels(
     return middles[:, 0], middles[:, 2].astype(np.float32) / np.float32(WHITE)
 
 
-def random_network(build: Any, seed: int, **variant: Any) -> nn.Module:
+def random_network(build: Callable[..., nn.Module], seed: int, **variant: Any) -> nn.Module:
     """A network as it was before training, the control of Adebayo et al. 2018.
 
     Args:
