@@ -89,6 +89,8 @@ def scan_lengths(scans: int) -> list[int]:
 def draw_scans(lengths: Sequence[int], folder: Path, *, drawn: int, size: int) -> list[FiledScan]:
     """Phantoms of some lengths, written both ways; the slices of one are repeated to each length.
 
+    Slices are 8-bit pictures, as in the paper's data set.
+
     Args:
         lengths: slices of each scan.
         folder: for a folder per scan.
@@ -96,7 +98,7 @@ def draw_scans(lengths: Sequence[int], folder: Path, *, drawn: int, size: int) -
         size: height and width of its slices in pixels.
     """
     record, *_ = plan_phantoms(scans_per_class={"test": 1}, seed=0, slices=(drawn, drawn))
-    made = make_phantom(record, size=size)
+    made = make_phantom(record, size=size, hounsfield=False)
     return [
         save_scan(made.scan.voxels, made.lungs, length, folder / f"scan{number}")
         for number, length in enumerate(lengths)
