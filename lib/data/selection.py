@@ -5,7 +5,7 @@ One line per scan, as the lists published with 3-D CNN with BERT (section 3.3; F
 at the head, and pixels are those of the stored slices.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +72,11 @@ def write_selections(selections: Iterable[Selection], path: Path) -> None:
         partial.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def read_selections(path: Path) -> dict[str, Selection]:
-    """Read a list in the published format.
+def read_selections(*paths: Path) -> dict[str, Selection]:
+    """Read lists in the published format.
 
     Args:
-        path: written by `write_selections`, or a published list.
+        paths: written by `write_selections`, or published lists.
 
     Returns:
         For each ``scan_id`` (in a published list the folder) its selection, in the order of lines.
@@ -86,12 +86,8 @@ def read_selections(path: Path) -> dict[str, Selection]:
         ValueError: in one sentence with file and line, for a line of another format or a scan that
             is listed twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: run the stage select_slices first")
     selections: dict[str, Selection] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for path, number, line in _lines(paths):
         try:
             one = _parsed(line)
         except ValueError as error:
@@ -100,6 +96,16 @@ def read_selections(path: Path) -> dict[str, Selection]:
             raise ValueError(f"{path}, line {number}: scan {one.scan_id} is listed twice")
         selections[one.scan_id] = one
     return selections
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[tuple[Path, int, str]]:
+    """Lines that are not empty, with their file and number."""
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there: run the stage select_slices first")
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if line.strip():
+                yield path, number, line
 
 
 def _parsed(line: str) -> Selection:

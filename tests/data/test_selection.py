@@ -97,3 +97,15 @@ def test_a_scan_twice_is_refused_and_the_old_list_stays(tmp_path):
 def test_a_missing_list_says_which_stage_makes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt is not there: run the stage select_sl"):
         read_selections(tmp_path / "none.txt")
+
+
+def test_several_lists_are_read_as_one(tmp_path):
+    paths = [tmp_path / name for name in ("train.txt", "test.txt")]
+    other = Selection("scan_2", "covid", 0, 3, (0, 0, 1, 1))
+    for path, one in zip(paths, (SMALL, other), strict=True):
+        write_selections([one], path)
+    assert read_selections(*paths) == {"scan_1": SMALL, "scan_2": other}
+    with pytest.raises(
+        ValueError, match=re.escape(f"{paths[0]}, line 1: scan scan_1 is listed tw")
+    ):
+        read_selections(paths[0], paths[0])

@@ -16,11 +16,18 @@ NOTEBOOKS = {path.stem: path for path in sorted((REPOSITORY / "notebooks").glob(
 PICTURES_ONLY = "lib/reporting"  # of a notebook that computes: changes no output but the pictures
 
 
-def notebook(stage: str) -> str:
-    """Name of the notebook that a stage runs, which begins the stage's own name."""
-    name = re.match(r"\$\{run\}/(\w+)\.ipynb ", STAGES[stage]["cmd"])[1]
-    assert stage == name or stage.startswith(f"{name}_")
-    return name
+def commands(stage: str) -> dict[str, str]:
+    """The command of every notebook that a stage runs.
+
+    The first one's name begins the stage's own; what others are called begins like the stage.
+    """
+    listed = STAGES[stage]["cmd"]
+    lines = listed if isinstance(listed, list) else [listed]
+    found = {re.match(r"\$\{run\}/(\w+)\.ipynb ", line)[1]: line for line in lines}
+    first, *others = found
+    assert stage == first or stage.startswith(f"{first}_")
+    assert all(name.startswith(f"{stage}_") for name in others)
+    return found
 
 
 def cells(name: str, kind: str = "code") -> list[dict]:
@@ -78,10 +85,10 @@ def transitive_imports(code: str, *, without: str = "") -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_the_notebook_of_its_name_with_parameters_that_it_has(stage):
-    command, name = STAGES[stage]["cmd"], notebook(stage)
-    assert command.split()[1].startswith(f"reports/notebooks/{name}")
-    passed = re.findall(r"-p (\w+) ", command)
-    assert set(passed) <= default_parameters(name)
+    for name, command in commands(stage).items():
+        assert command.split()[1].startswith(f"reports/notebooks/{name}")
+        passed = re.findall(r"-p (\w+) ", command)
+        assert set(passed) <= default_parameters(name)
     assert STAGES[stage]["desc"]
 
 
@@ -89,7 +96,10 @@ def chosen_modules(stage: str) -> list[str]:
     """What a stage imports by the name of a classifier, one at a time."""
     names = {
         "classify": ["racnet"],
-        "classify_comparators": [name for name in PARAMETERS["classify"] if name != "racnet"],
+        "classify_cnn_bert": ["cnn_bert"],
+        "classify_comparators": [
+            name for name in PARAMETERS["classify"] if name not in ("racnet", "cnn_bert")
+        ],
         "cost": PARAMETERS["classify"],
         "cross_data": PARAMETERS["classify"],
         "test_confounder": PARAMETERS["classify"],
@@ -108,7 +118,8 @@ def test_a_stage_names_the_lib_files_that_its_notebook_really_uses(stage):
             dep.replace("lib/classification/${item.classifier}.py", module) for dep in declared
         }
         assert [dep for dep in named if not (REPOSITORY / dep).exists()] == []
-        used = transitive_imports(f"{source(notebook(stage))}\n{chosen}", without=without)
+        code = "\n".join(map(source, commands(stage)))
+        used = transitive_imports(f"{code}\n{chosen}", without=without)
         assert {f for f in used if not any(f == d or f.startswith(f"{d}/") for d in named)} == set()
         needed |= {d for d in named if any(f == d or f.startswith(f"{d}/") for f in used)}
     assert {dep for dep in declared if "${" not in dep} - needed == set()
@@ -117,7 +128,7 @@ def test_a_stage_names_the_lib_files_that_its_notebook_really_uses(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_tracks_the_sections_of_parameters_that_its_notebook_reads(stage):
     tracked = {parameter.split(".")[0] for parameter in STAGES[stage].get("params", [])}
-    read = set(re.findall(r'params\["(\w+)"\]', source(notebook(stage))))
+    read = set(re.findall(r'params\["(\w+)"\]', "".join(map(source, commands(stage)))))
     assert read <= tracked
     assert tracked <= set(PARAMETERS)
 
@@ -141,7 +152,7 @@ def test_the_study_is_one_of_its_sizes_and_full_leaves_nothing_out():
     for name, values in default.items():
         if isinstance(values, list):
             assert set(values) <= set(full[name])
-    assert {*full["comparators"], "racnet"} == set(PARAMETERS["classify"])
+    assert {*full["comparators"], "racnet", "cnn_bert"} == set(PARAMETERS["classify"])
 
 
 def test_dvc_reads_the_graph():
