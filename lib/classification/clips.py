@@ -9,9 +9,10 @@ Of a scan only the kept slices (`lib.data.selection`) are read, and of those onl
 for, each decoded once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,9 +35,38 @@ from lib.data.scan import to_grey
 from lib.data.store import StoredVolume, open_volume
 
 RAW, MASK, LUNGS = "R", "M", "L"
-# Mean and standard deviation of the channels of the videos that the network learned from first.
-CHANNEL_MEAN = (0.43216, 0.394666, 0.37645)
-CHANNEL_DEVIATION = (0.22803, 0.22145, 0.216989)
+
+
+class ChannelStatistics(NamedTuple):
+    """What the three channels are normalised by, as shares of white.
+
+    Attributes:
+        mean: of each channel.
+        deviation: likewise, above 0.
+    """
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+# Of the videos that the network learned from first (FACTS 4.6).
+VIDEO_STATISTICS = ChannelStatistics((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+
+
+def channel_statistics(
+    channels: str, by_letter: Mapping[str, Sequence[float]] | None
+) -> ChannelStatistics:
+    """What clips are normalised by.
+
+    Args:
+        channels: three letters, as for ``compose``.
+        by_letter: mean and deviation of R, M and L, for a network that starts at random; None for
+            one that starts from videos.
+    """
+    if by_letter is None:
+        return VIDEO_STATISTICS
+    means, deviations = zip(*(by_letter[letter] for letter in channels), strict=True)
+    return ChannelStatistics(means, deviations)
 
 
 def compose(grey: np.ndarray, lungs: np.ndarray | None, channels: str) -> np.ndarray:
@@ -190,13 +220,20 @@ def load_composed(scan: ScanItem, *, channels: str, size: int, cropped: bool) ->
     return composed[np.arange(len(composed))]
 
 
-def judged_clip(composed: np.ndarray | ComposedScan, positions: np.ndarray, *, size: int) -> Tensor:
+def judged_clip(
+    composed: np.ndarray | ComposedScan,
+    positions: np.ndarray,
+    *,
+    size: int,
+    statistics: ChannelStatistics = VIDEO_STATISTICS,
+) -> Tensor:
     """Some slices of a scan for judging: the middle of each (section 5.2).
 
     Args:
         composed: of ``load_composed``, or the scan to read the slices from.
         positions: of the slices, ascending.
         size: height and width of the clip in pixels.
+        statistics: that the channels are normalised by.
 
     Returns:
         float32, normalised, shape (3, slices, size, size).
@@ -204,7 +241,7 @@ def judged_clip(composed: np.ndarray | ComposedScan, positions: np.ndarray, *, s
     pictures = composed[positions]
     top, left, height, width = middle_crop(pictures.shape[-1], size)
     middles = pictures[..., top : top + height, left : left + width]
-    return normalised(middles.transpose(1, 0, 2, 3).astype(np.float32, order="C"))
+    return normalised(middles.transpose(1, 0, 2, 3).astype(np.float32, order="C"), statistics)
 
 
 def training_clip(
@@ -215,6 +252,7 @@ def training_clip(
     size: int,
     affine: Mapping[str, float] | None,
     multi_scale_crop: bool,
+    statistics: ChannelStatistics = VIDEO_STATISTICS,
 ) -> Tensor:
     """A random view of a scan: random slices, one random transform of them all (section 5.2).
 
@@ -228,6 +266,7 @@ def training_clip(
         affine: ranges for ``draw_affine``; None leaves out transform, brightness and contrast.
         multi_scale_crop: crop at random; otherwise the middle is taken, as in judging (the paper
             does not say what it crops then).
+        statistics: that the channels are normalised by.
 
     Returns:
         float32, normalised, shape (3, slices, size, size).
@@ -242,20 +281,19 @@ def training_clip(
     views = sampled(planes, matrix, size=size, outside=None if affine is None else 0)
     clip = views.reshape(3, slices, size, size).astype(np.float32)
     brightness_and_contrast(clip, brightness=change.brightness, contrast=change.contrast)
-    return normalised(clip)
+    return normalised(clip, statistics)
 
 
-def normalised(clip: np.ndarray) -> Tensor:
+def normalised(clip: np.ndarray, statistics: ChannelStatistics) -> Tensor:
     """Grey values as the network takes them, each channel by its mean and deviation (FACTS 4.6).
 
     Args:
         clip: float32 of 0 to 255, shape (3, slices, height, width); changed in place.
+        statistics: of the channels.
 
     Returns:
         float32, same shape and memory.
     """
     values = torch.from_numpy(clip)
-    mean, deviation = (
-        torch.tensor(numbers)[:, None, None, None] for numbers in (CHANNEL_MEAN, CHANNEL_DEVIATION)
-    )
+    mean, deviation = (torch.tensor(numbers)[:, None, None, None] for numbers in statistics)
     return values.div_(WHITE).sub_(mean).div_(deviation)

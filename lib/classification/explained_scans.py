@@ -16,7 +16,7 @@ from torch import nn
 
 from lib.classification.attribution import by_slice, integrated_gradients, output_change
 from lib.classification.clip_augmentation import WHITE, middle_crop
-from lib.classification.clips import ComposedScan, judged_clip
+from lib.classification.clips import ComposedScan, channel_statistics, judged_clip
 from lib.classification.inputs import ScanItem
 from lib.classification.resampling import symmetrical_positions
 from lib.data.store import open_volume
@@ -62,7 +62,8 @@ def explain_scan(
     known = lungs if lungs.is_file() else scan.mask
     _, lung_pixels = masked_pixels(scan, known, seen, settings=settings)
 
-    view = partial(judged_clip, size=settings["image_size"])
+    statistics = channel_statistics(settings["channels"], settings["channel_statistics"])
+    view = partial(judged_clip, size=settings["image_size"], statistics=statistics)
     pictures = composed[seen]
     clip = view(pictures, np.searchsorted(seen, positions))
     black = view(np.zeros_like(pictures[:1]), np.zeros_like(positions))

@@ -30,9 +30,8 @@ from torchvision.transforms.v2 import functional
 
 from lib.classification.clip_augmentation import draw_affine, draw_crop, middle_crop
 from lib.classification.clips import (
-    CHANNEL_DEVIATION,
-    CHANNEL_MEAN,
     ComposedScan,
+    channel_statistics,
     load_composed,
     training_clip,
 )
@@ -141,10 +140,11 @@ def plain_picture(scan: FiledScan, position: int, settings: Mapping[str, Any]) -
     return picture.resize(2 * [settings["resized_size"]], Image.Resampling.BILINEAR)
 
 
-def plain_clip(pictures: Sequence[Image.Image]) -> Tensor:
+def plain_clip(pictures: Sequence[Image.Image], settings: Mapping[str, Any]) -> Tensor:
     """Pictures of slices as a clip, float32, shape (3, slices, height, width)."""
     tensors = [functional.to_dtype(functional.pil_to_tensor(one), scale=True) for one in pictures]
-    normal = [functional.normalize(one, CHANNEL_MEAN, CHANNEL_DEVIATION) for one in tensors]
+    statistics = channel_statistics(settings["channels"], settings["channel_statistics"])
+    normal = [functional.normalize(one, *statistics) for one in tensors]
     return torch.stack(normal, dim=1)
 
 
@@ -168,7 +168,7 @@ def plain_training_clip(scan: FiledScan, seed: int, *, settings: Mapping[str, An
         picture = functional.hflip(picture) if flip else picture
         picture = functional.adjust_brightness(picture, change.brightness)
         pictures.append(functional.adjust_contrast(picture, change.contrast))
-    return plain_clip(pictures)
+    return plain_clip(pictures, settings)
 
 
 def plain_judged_clip(
@@ -177,7 +177,7 @@ def plain_judged_clip(
     """A clip for judging: the middle of each slice, every slice opened again."""
     crop = middle_crop(settings["resized_size"], settings["image_size"])
     pictures = [plain_picture(scan, position, settings) for position in positions]
-    return plain_clip([functional.crop(picture, *crop) for picture in pictures])
+    return plain_clip([functional.crop(picture, *crop) for picture in pictures], settings)
 
 
 def plain_embeddings(
@@ -212,6 +212,7 @@ def stored_clips(
         "size": settings["resized_size"],
         "cropped": False,
     }
+    statistics = channel_statistics(settings["channels"], settings["channel_statistics"])
     opened = {one.item.scan_id: load(one.item, **composition) for one in scans}
 
     def clip(scan: FiledScan, seed: int) -> Tensor:
@@ -222,6 +223,7 @@ def stored_clips(
             size=settings["image_size"],
             affine=settings["affine_ranges"],
             multi_scale_crop=True,
+            statistics=statistics,
         )
 
     return clip

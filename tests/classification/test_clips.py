@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import functional
 from lib.classification import clips
 from lib.classification.clip_augmentation import draw_crop
 from lib.classification.clips import (
-    CHANNEL_DEVIATION,
-    CHANNEL_MEAN,
+    VIDEO_STATISTICS,
     ComposedScan,
+    channel_statistics,
     compose,
     judged_clip,
     load_composed,
@@ -223,7 +223,7 @@ def random_pictures(slices=11, length=40, seed=0):
 def by_torchvision(pictures):
     """Slices as torchvision normalises them, put together as a clip."""
     scaled = functional.to_dtype(torch.from_numpy(pictures.copy()), torch.float32, scale=True)
-    return functional.normalize(scaled, CHANNEL_MEAN, CHANNEL_DEVIATION).transpose(0, 1)
+    return functional.normalize(scaled, *VIDEO_STATISTICS).transpose(0, 1)
 
 
 def clip(pictures, seed=0, *, slices=6, size=32, affine=None, multi_scale_crop=False):
@@ -246,6 +246,18 @@ def test_a_clip_to_be_judged_is_the_normalised_middle_of_the_slices():
     assert found.shape == (3, 6, 32, 32)
     assert found.is_contiguous()
     torch.testing.assert_close(found, by_torchvision(pictures[positions, :, 4:36, 4:36]))
+
+
+def test_channels_may_be_normalised_by_statistics_of_their_own():
+    by_letter = {"R": [0.6, 0.3], "M": [0.3, 0.5], "L": [0.1, 0.2]}
+    statistics = channel_statistics("RLL", by_letter)
+    assert statistics == ((0.6, 0.1, 0.1), (0.3, 0.2, 0.2))
+    assert channel_statistics("RLL", None) is VIDEO_STATISTICS
+    pictures, positions = random_pictures(), np.arange(6)
+    found = judged_clip(pictures, positions, size=32, statistics=statistics)
+    cut = torch.from_numpy(pictures[positions, :, 4:36, 4:36] / np.float32(255))
+    expected = functional.normalize(cut, *statistics).transpose(0, 1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_clip_is_the_same_whether_read_before_or_on_demand(scan):
@@ -328,7 +340,7 @@ def test_the_random_crop_is_what_torchvision_cuts():
     cut = functional.resized_crop(chosen, *draw_crop(generator, 40), [32, 32], antialias=False)
     if generator.random() < 0.5:
         cut = functional.hflip(cut)
-    expected = functional.normalize(cut / 255, CHANNEL_MEAN, CHANNEL_DEVIATION).transpose(0, 1)
+    expected = functional.normalize(cut / 255, *VIDEO_STATISTICS).transpose(0, 1)
     found = clip(pictures, seed, multi_scale_crop=True)
     inside = (..., slice(1, -1), slice(1, -1))
     torch.testing.assert_close(found[inside], expected[inside], atol=0.6 / 255 / 0.21, rtol=0)

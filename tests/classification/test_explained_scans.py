@@ -16,6 +16,7 @@ from lib.data.store import save_volume
 
 SETTINGS = {
     "slices": 8, "image_size": 32, "resized_size": 40, "channels": "RML", "cropped": False,
+    "channel_statistics": None,
 }  # fmt: skip
 LESION = (slice(4, 7), slice(16, 32), slice(40, 56))
 

@@ -27,6 +27,7 @@ SETTINGS = {
     "slices": 8,
     "resized_size": 40,
     "image_size": 32,
+    "channel_statistics": {"R": [0.6, 0.3], "M": [0.3, 0.5], "L": [0.1, 0.2]},
     "batch_scans": 2,
     "affine_ranges": {
         "degrees": 10,
