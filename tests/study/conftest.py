@@ -17,7 +17,7 @@ TINY = {
         "segmentations": ["none"],
         "comparators": ["densenet3d121"],
         "scored_segmentations": ["morphology", "conventional", "sam2clip2sam"],
-        "lung_networks": ["bcdunet"],
+        "cnn_bert_configurations": ["rml_msc_affine"],
     },
     "phantom": {
         "size": 64,
@@ -26,7 +26,8 @@ TINY = {
         "extra_slices": [1],
     },
     "train_lung_network": {
-        "bcdunet": {"small": {"size": 32, "slices_per_epoch": 32, "epochs": 3}},
+        network: {"small": {"size": 32, "slices_per_epoch": 32, "epochs": 3}}
+        for network in ("unet", "bcdunet")
     },
     "train_sam": {
         "slices_per_scan": 2,
@@ -73,7 +74,17 @@ TINY = {
                 "schedule": {"kind": "cosine", "T_max": 2},
             }
         },
+        "cnn_bert": {
+            "small": {
+                "resized_size": 40,
+                "image_size": 32,
+                "epochs": 2,
+                "schedule": {"kind": "one-cycle", "total_steps": 2},
+            }
+        },
     },
+    "classify_mlp": {"matrix": [["both", "sigmoid"]], "small": {"epochs": 2}},
+    "explain_cnn_bert": {"steps": 2},
 }
 
 
