@@ -9,6 +9,7 @@ it is nan, so that no average hides it:
 no case of the positive class                       sensitivity and ROC AUC are nan
 no case of any other class                          specificity and ROC AUC are nan
 nothing predicted positive                          precision is 0
+a class that nobody has                             balanced accuracy is nan
 a class that nobody has and that nobody predicted   its F1 and with it the macro F1 are nan
 ==================================================  =============================================
 """
@@ -269,8 +270,9 @@ def classification_scores(
         threshold: see :func:`predicted_classes`.
 
     Returns:
-        ``macro_f1`` (paper 000, equation 9), ``accuracy``, ``precision``, ``sensitivity``,
-        ``specificity``, ``roc_auc``, ``brier``, for every class ``f1_<class>`` and
+        ``macro_f1`` (paper 000, equation 9), ``accuracy``, ``balanced_accuracy`` (the mean of the
+        sensitivities of all classes, which paper 002 prints as its F1, FACTS 5.3), ``precision``,
+        ``sensitivity``, ``specificity``, ``roc_auc``, ``brier``, for every class ``f1_<class>`` and
         ``sensitivity_<class>``, and the counts ``n`` and ``n_positive``. Undefined scores are nan
         (see the head of this module).
     """
@@ -285,6 +287,7 @@ def classification_scores(
     return {
         "macro_f1": float(np.mean(f1)),
         "accuracy": float(metrics.accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(np.mean(sensitivity)),
         "precision": float(metrics.precision_score(is_positive, called_positive, zero_division=0)),
         "sensitivity": float(sensitivity[list(classes).index(positive)]),
         "specificity": float(

@@ -429,6 +429,7 @@ def _confusion_scores(
     return {
         "macro_f1": f1.mean(axis=1),
         "accuracy": _ratio(right.sum(axis=1), total),
+        "balanced_accuracy": sensitivity.mean(axis=1),
         "precision": np.nan_to_num(_ratio(right[:, positive], called[:, positive]), nan=0.0),
         "sensitivity": sensitivity[:, positive],
         "specificity": _ratio(negatives - false_positives, negatives),

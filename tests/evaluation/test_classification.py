@@ -50,6 +50,7 @@ def test_scores_equal_hand_counts():
     scores = scores_of(labels, [0.9, 0.8, 0.2, 0.7, 0.1, 0.1, 0.3, 0.4])
     expected = {
         "accuracy": 6 / 8,
+        "balanced_accuracy": (2 / 3 + 4 / 5) / 2,
         "precision": 2 / 3,
         "sensitivity": 2 / 3,
         "specificity": 4 / 5,
@@ -69,7 +70,12 @@ def test_scores_equal_hand_counts():
 @pytest.mark.parametrize(
     ("labels", "covid", "undefined", "values"),
     [
-        (["covid"] * 3, [0.9, 0.8, 0.1], {"roc_auc", "specificity"}, {"sensitivity": 2 / 3}),
+        (
+            ["covid"] * 3,
+            [0.9, 0.8, 0.1],
+            {"roc_auc", "specificity", "balanced_accuracy"},
+            {"sensitivity": 2 / 3},
+        ),
         (["non_covid"] * 3, [0.9, 0.2, 0.1], {"roc_auc", "sensitivity"}, {"specificity": 2 / 3}),
         (["covid", "non_covid"], [0.1, 0.2], set(), {"precision": 0.0, "f1_covid": 0.0}),
         (["covid"] * 2, [0.9, 0.9], {"roc_auc", "f1_non_covid", "macro_f1"}, {"accuracy": 1.0}),
@@ -94,6 +100,8 @@ def test_scores_of_three_classes_are_one_against_the_rest():
     f1 = [metrics.f1_score(truth == k, called == k) for k in range(3)]
     assert scores["macro_f1"] == pytest.approx(np.mean(f1))
     assert scores["f1_pneumonia"] == pytest.approx(f1[1])
+    balanced = metrics.balanced_accuracy_score(truth, called)
+    assert scores["balanced_accuracy"] == pytest.approx(balanced)
     assert scores["precision"] == pytest.approx(metrics.precision_score(truth == 2, called == 2))
     assert scores["specificity"] == pytest.approx(np.mean(called[truth != 2] != 2))
     assert scores["roc_auc"] == pytest.approx(
