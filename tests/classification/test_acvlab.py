@@ -6,65 +6,29 @@ import torch
 import torchvision
 from lightning_fabric import Fabric
 from timm import create_model
-from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import nn
 
 from lib.classification import acvlab
 from lib.classification.acvlab import (
     CARD,
     VARIANTS,
-    ACVLab,
-    SequenceNetwork,
-    SliceNetwork,
-    Standardise,
-    augment,
     build,
-    chosen_slices,
-    embedding_view,
     log_probabilities,
     picture_loss,
     predict,
     shown,
     slice_logits,
     slice_loss,
-    slice_view,
     train,
 )
-from lib.classification.inputs import ScanItem
 from lib.classification.task import Task
 from lib.classification.volumes import VolumeBatch
-from lib.data.store import save_volume
-
-WIDTH = 16
-TINY_SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_ratio": 1}
-NUMBERS = {"draws": 3, "slices_per_scan": 4, "sequence_slices": 5, "seed": 0}
+from tests.classification.made_acvlab import stored, thorax, tiny_acvlab
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def tiny_acvlab():
-    """The system on a CNN of one layer, with a picture of 16 x 16."""
-    backbone = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    slices = SliceNetwork(
-        backbone=backbone,
-        feature_width=8,
-        embedding_width=WIDTH,
-        mean=torch.full((3,), 0.5),
-        deviation=torch.full((3,), 0.5),
-    )
-    swin = SwinTransformerV2Cr(img_size=(WIDTH, WIDTH), in_chans=1, num_classes=2, **TINY_SWIN)
-    sequence = SequenceNetwork(embedding_width=WIDTH, width=4, hidden_width=4)
-    return ACVLab(
-        slices=slices,
-        sequence=nn.Sequential(Standardise(WIDTH), sequence),
-        picture=nn.Sequential(Standardise(WIDTH), nn.Unflatten(1, (1, WIDTH)), swin),
-        picture_slices=WIDTH,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +43,6 @@ def count(module):
 
 def random_slices(*shape, size=24):
     return torch.randint(0, 256, (*shape, size, size), dtype=torch.uint8)
-
-
-# ----------------------------------------------------------------------------------- the networks
 
 
 def test_parameters_of_the_paper(paper):
@@ -127,46 +88,6 @@ def test_the_small_variant_trains_neither_early_stages_nor_batch_norm():
         build(**{**VARIANTS["small"], "freeze_batch_norm": False})
 
 
-def test_the_lstm_reads_its_last_states_of_both_directions():
-    network = SequenceNetwork(embedding_width=6, width=5, hidden_width=4).eval()
-    sequences = torch.randn(3, 7, 6)
-    outputs, _ = network.recurrent(sequences)
-    states = torch.cat([outputs[:, -1, :5], outputs[:, 0, 5:]], 1)
-    torch.testing.assert_close(network(sequences), network.head(states).squeeze(1))
-
-
-def test_standardised_embeddings_have_mean_0_and_deviation_1():
-    layer, embeddings = Standardise(3), torch.randn(50, 3) * torch.tensor([1.0, 9.0, 0.1]) + 4
-    torch.testing.assert_close(layer(embeddings), embeddings)
-    layer.measure(embeddings)
-    out = layer(embeddings)
-    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(out.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
-    layer.measure(torch.full((4, 3), 2.0))  # a feature that never changes
-    assert torch.isfinite(layer(embeddings)).all()
-
-
-def test_scans_in_pieces_have_the_same_embeddings(monkeypatch):
-    model, slices = tiny_acvlab().eval(), random_slices(7)
-    whole = model.embed(slices)
-    monkeypatch.setattr(acvlab, "SLICES_PER_CHUNK", 3)
-    torch.testing.assert_close(model.embed(slices), whole)
-
-
-def test_drawn_embeddings_are_the_embeddings_of_drawn_slices():
-    """One draw of all slices is the plain mean of their probabilities, the published judgement."""
-    model, slices = tiny_acvlab().eval(), random_slices(4)
-    found = model(slices, **{**NUMBERS, "draws": 1})
-    torch.testing.assert_close(found["slices"], model.slices(slices[None]).sigmoid().mean())
-
-
-@pytest.mark.parametrize("length", [1, 2, 9])
-def test_every_member_gives_a_probability(length):
-    found = tiny_acvlab().eval()(random_slices(length), **NUMBERS)
-    assert list(found) == ["slices", "sequence", "picture"]
-    assert all(0 < chance < 1 for chance in found.values())
-
-
 # ------------------------------------------------------------------------------- scores and losses
 
 
@@ -201,107 +122,7 @@ def test_smoothed_labels_of_the_picture_loss():
     torch.testing.assert_close(picture_loss(nn.Identity(), batch, smoothing=0.1), expected)
 
 
-# ------------------------------------------------------------------------------------------- views
-
-
-def disc(number=1, size=48):
-    rows, columns = np.mgrid[:size, :size] - size / 2
-    grey = np.where(rows**2 + (columns - 8) ** 2 < 36, 200, 60).astype(np.uint8)
-    return np.repeat(grey[None], number, 0)
-
-
-def test_augmentation_moves_and_lights_half_of_the_slices_within_bounds():
-    slices = disc(400)
-    changed = augment(slices, np.random.default_rng(0)).numpy()
-    assert (changed.shape, changed.dtype) == (slices.shape, np.uint8)
-    background = np.median(changed, (1, 2))
-    assert 0.4 < (background == 60).mean() < 0.6
-    assert background.min() >= 60 * 0.8 - 51 - 1
-    assert background.max() <= 60 * 1.2 + 51 + 1
-    unlit = changed[background == 60] > 130
-    columns = (unlit * np.arange(48)).sum((1, 2)) / unlit.sum((1, 2))
-    assert 0.35 < (columns < 24).mean() < 0.65  # mirrored
-    sizes = unlit.sum((1, 2))
-    assert 0.8**2 * 0.85 < sizes.min() / 111 < 0.85
-    assert 1.15 < sizes.max() / 111 < 1.2**2 * 1.15
-
-
-def test_augmentation_without_strength_only_mirrors():
-    slices = disc(20)
-    changed = augment(slices, np.random.default_rng(0), strength=0.0).numpy()
-    kinds = {(part == slices[0]).all() + 2 * (part == slices[0][:, ::-1]).all() for part in changed}
-    assert kinds == {1, 2}
-
-
-def test_slices_without_generator_are_always_the_same_and_unchanged():
-    slices = random_slices(9).numpy()
-    numbers = {"number": 4, "seed": 1, "strength": 1.0}
-    plain = slice_view(slices, None, **numbers)
-    assert torch.equal(plain, slice_view(slices, None, **numbers))
-    rows = [next(i for i, s in enumerate(slices) if (s == p.numpy()).all()) for p in plain]
-    assert rows == sorted(set(rows))
-    random = [slice_view(slices, np.random.default_rng(seed), **numbers) for seed in (5, 5, 6)]
-    assert torch.equal(random[0], random[1])
-    assert not torch.equal(random[0], random[2])
-
-
-@pytest.mark.parametrize("fresh", [True, False])
-def test_embeddings_are_drawn_anew_only_where_asked(fresh):
-    embeddings = np.arange(40, dtype=np.float32)[:, None]
-    views = [
-        embedding_view(embeddings, np.random.default_rng(seed), number=8, seed=0, fresh=fresh)
-        for seed in (1, 2)
-    ]
-    assert views[0].shape == (8, 1)
-    assert (views[0].diff(dim=0) > 0).all()
-    assert torch.equal(*views) != fresh
-    plain = embedding_view(embeddings, None, number=8, seed=0, fresh=fresh)
-    assert torch.equal(plain, views[0]) != fresh
-
-
 # -------------------------------------------------------------------------------------- whole runs
-
-
-def thorax(slices, *, lesion, size=64):
-    """HU: a body with two lungs, on most slices with a patch in each lung where asked."""
-    voxels = np.full((slices, size, size), -1000, np.int16)
-    voxels[:, 8:56, 4:60] = 40
-    voxels[:, 14:50, 8:28] = voxels[:, 14:50, 34:56] = -850
-    if lesion:
-        voxels[:, 30:44, 10:18] = voxels[:, 30:44, 46:54] = -350
-    noise = np.random.default_rng(slices).normal(0, 20, voxels.shape)
-    return (voxels + noise).astype(np.int16)
-
-
-def stored(folder, name, voxels, target, *, mask="lungs"):
-    """A scan in the store, with the sidecars that preparing leaves."""
-    paths = [folder / f"{name}.b2nd", folder / f"{name}-lungs.b2nd"]
-    inside = np.zeros(voxels.shape, np.uint8)
-    if mask == "lungs":
-        inside[:, 14:50, 8:28], inside[:, 14:50, 34:56] = 1, 2
-    for path, values in zip(paths, (voxels, inside), strict=True):
-        save_volume(path, values)
-        path.with_suffix(".json").write_text("{}")
-    return ScanItem(name, paths[0], paths[1] if mask else None, target)
-
-
-@pytest.mark.parametrize("mask", ["lungs", None])
-def test_the_chosen_slices_are_cropped_to_the_body_and_masked(tmp_path, mask):
-    voxels = thorax(9, lesion=False)
-    voxels[:3, 14:50] = 40  # no lung at the head end
-    slices = chosen_slices(stored(tmp_path, "a", voxels, 0, mask=mask), size=32, share=0.5)
-    assert slices.shape == (5, 32, 32)
-    inside = slices[:, 8:24, 6:12]
-    assert (np.abs(inside.astype(int) - 85) < 25).all()  # lung, on every chosen slice
-    border = slices[:, [0, -1]]
-    assert (border == 0).all() if mask else (border > 200).all()
-
-
-def test_scan_and_mask_of_different_shape_are_refused(tmp_path):
-    scan = stored(tmp_path, "a", thorax(3, lesion=False), 0)
-    save_volume(scan.mask, np.ones((3, 64, 63), np.uint8))
-    with pytest.raises(ValueError, match="scan and lung mask differ in shape"):
-        chosen_slices(scan, size=32, share=0.5)
 
 
 def settings(**changes):
