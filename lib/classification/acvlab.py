@@ -26,7 +26,13 @@ from lib.classification.acvlab_slices import chosen_slices, embedding_view, slic
 from lib.classification.imagenet import LITE0, PACKAGED_IMAGENET, efficientnet
 from lib.classification.inputs import ScanItem
 from lib.classification.task import Card, Task, Trained, fit_network
-from lib.classification.volumes import ScanVolumes, VolumeBatch, plain_batches, random_batches
+from lib.classification.volumes import (
+    ScanVolumes,
+    VolumeBatch,
+    plain_batches,
+    random_batches,
+    volume_logits,
+)
 from lib.training import Row
 from lib.training import predict as class_probabilities
 
@@ -165,11 +171,6 @@ def sequence_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
     return torch.stack([torch.zeros_like(logit), logit], 1)
 
 
-def picture_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
-    """Class scores by step 2b."""
-    return model(batch.volumes)
-
-
 def picture_loss(model: nn.Module, batch: VolumeBatch, *, smoothing: float) -> Tensor:
     """Binary cross entropy of both class scores with smoothed labels, as timm's recipe has it."""
     return BinaryCrossEntropy(smoothing)(model(batch.volumes), batch.targets)
@@ -275,7 +276,7 @@ def _train_picture(task: Task, model: ACVLab, embeddings: Embeddings) -> list[Ro
         model.picture,
         train_batches=_random(train, own),
         validation_batches=plain_batches(validation, batch_size=own["batch_scans"]),
-        logits=picture_logits,
+        logits=volume_logits,
         loss=partial(picture_loss, smoothing=own["label_smoothing"]),
         optimizers=[
             torch.optim.SGD(
@@ -345,17 +346,7 @@ def ensemble_logits(model: ACVLab, batch: VolumeBatch, **numbers: int) -> Tensor
 def predict(
     model: ACVLab, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan.
-
-    Args:
-        model: the three networks.
-        scans: in the order of the result.
-        settings: as for ``train``.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
+    """Probabilities of each scan (see `task`), each judged alone."""
     numbers = {name: settings[name] for name in ("draws", "slices_per_scan", "sequence_slices")}
     return class_probabilities(
         model,

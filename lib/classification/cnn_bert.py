@@ -31,10 +31,9 @@ from lib.classification.inputs import ScanItem
 from lib.classification.r2plus1d import TEMPORAL_STRIDE, r2plus1d_trunk
 from lib.classification.resampling import slice_sets, symmetrical_positions
 from lib.classification.resnext3d import resnext3d_trunk
-from lib.classification.task import Card, Task, Trained, fit_network
+from lib.classification.task import Card, Task, Trained
 from lib.classification.video_resnet import time_steps
-from lib.classification.volumes import ScanVolumes, VolumeBatch, plain_batches, random_batches
-from lib.training import predict as class_probabilities
+from lib.classification.volumes import ScanVolumes, fit_volumes, predict_volumes
 
 # What classifies: the paper's network; the same trunk averaged over time, without BERT (section
 # 5.3.1, third panel of table 1); another trunk, averaged (same section).
@@ -171,11 +170,6 @@ def build(
     ).to(memory_format=torch.channels_last_3d)
 
 
-def clip_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
-    """Class scores of a batch of clips, shape (scans, classes)."""
-    return model(batch.volumes)
-
-
 def train(task: Task) -> Trained:
     """Train the network on one random clip per scan and epoch (section 5.2; FACTS 4.8).
 
@@ -192,41 +186,16 @@ def train(task: Task) -> Trained:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
     )
-    sizes = {"batch_size": settings["batch_scans"], "processes": settings["loader_processes"]}
-    kept = settings["cache_volumes"]
-    history = fit_network(
-        task,
-        model,
-        train_batches=random_batches(
-            _clips(task.train, settings, cache=kept), rounds=settings["rounds"], **sizes
-        ),
-        validation_batches=plain_batches(_clips(task.validation, settings, cache=kept), **sizes),
-        logits=clip_logits,
-        optimizers=[optimizer],
-    )
+    clips = partial(_clips, settings=settings, cache=settings["cache_volumes"])
+    history = fit_volumes(task, model, clips, optimizer=optimizer)
     return Trained(model, {CARD.name: history})
 
 
 def predict(
     model: nn.Module, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan, from one symmetrically chosen set of its slices.
-
-    Args:
-        model: the network.
-        scans: in the order of the result.
-        settings: as for ``train``.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
-    batches = plain_batches(
-        _clips(scans, settings),
-        batch_size=settings["batch_scans"],
-        processes=settings["loader_processes"],
-    )
-    return class_probabilities(model, batches, fabric=fabric, logits=clip_logits)
+    """Probabilities of each scan (see `task`), from one symmetrically chosen set of its slices."""
+    return predict_volumes(model, _clips(scans, settings), settings=settings, fabric=fabric)
 
 
 def embed_scan(

@@ -15,24 +15,22 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CutMix, MixUp
 from torchvision.transforms.v2.functional import resized_crop
 from torchvision.tv_tensors import Video
 
 from lib.classification.inputs import BINARY_CLASSES, ScanItem, resize_slice
-from lib.classification.task import Task, fit_network
+from lib.classification.task import Task
 from lib.classification.volumes import (
     ScanVolumes,
     View,
     VolumeBatch,
-    plain_batches,
-    random_batches,
+    fit_volumes,
+    predict_volumes,
     slices_and_lungs,
 )
 from lib.data.scan import to_grey
 from lib.training import Row
-from lib.training import predict as class_probabilities
 
 GREY_MEAN, GREY_DEVIATION = 0.3529, 0.2983  # of the published volumes on the scale 0 to 1
 LARGEST_GREY = 255.0
@@ -385,26 +383,15 @@ def fit_contrastive(task: Task, model: ContrastiveNetwork) -> list[Row]:
     """
     settings = task.settings
     view = partial(views, depth=settings["depth"], count=TRAINING_VIEWS)
-    volumes = partial(scan_volumes, settings=settings, view=view, cache=settings["cache_volumes"])
-    return fit_network(
+    return fit_volumes(
         task,
         model,
-        train_batches=random_batches(
-            volumes(task.train),
-            batch_size=settings["batch_scans"],
-            rounds=settings["rounds"],
-            processes=settings["loader_processes"],
+        partial(scan_volumes, settings=settings, view=view, cache=settings["cache_volumes"]),
+        optimizer=torch.optim.Adam(
+            model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
         ),
-        validation_batches=_plain(volumes(task.validation), settings),
         logits=view_logits,
         loss=partial(joint_loss, mixers=settings["mixers"], temperature=settings["temperature"]),
-        optimizers=[
-            torch.optim.Adam(
-                model.parameters(),
-                lr=settings["learning_rate"],
-                weight_decay=settings["weight_decay"],
-            )
-        ],
     )
 
 
@@ -415,20 +402,10 @@ def predict(
     settings: Mapping[str, Any],
     fabric: Fabric,
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan, the mean over random views (published: three).
-
-    Args:
-        model: the network.
-        scans: in the order of the result.
-        settings: as for `fit_contrastive`, and test_views.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
+    """Probabilities of each scan (see `task`), mean over ``test_views`` random views."""
     view = partial(judged_views, depth=settings["depth"], count=settings["test_views"])
-    batches = _plain(scan_volumes(scans, settings, view=view), settings)
-    return class_probabilities(model, batches, fabric=fabric, logits=view_logits)
+    volumes = scan_volumes(scans, settings, view=view)
+    return predict_volumes(model, volumes, settings=settings, fabric=fabric, logits=view_logits)
 
 
 def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:
@@ -444,10 +421,3 @@ def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:
     depth, segment = settings["depth"], settings["slices_per_segment"]
     volume = load_volume(scan, depth=depth * segment, size=settings["image_size"])
     return one_slice_per_segment(torch.from_numpy(volume), depth, None).numpy()
-
-
-def _plain(volumes: ScanVolumes, settings: Mapping[str, Any]) -> DataLoader:
-    """Batches in the given order."""
-    return plain_batches(
-        volumes, batch_size=settings["batch_scans"], processes=settings["loader_processes"]
-    )

@@ -32,9 +32,8 @@ from lib.classification.mobile_cells import (
     search_task,
     shown,
 )
-from lib.classification.resampled_volumes import volume_logits
 from lib.classification.task import Card, Task, Trained, fit_network
-from lib.classification.volumes import VolumeBatch
+from lib.classification.volumes import VolumeBatch, volume_logits
 
 __all__ = ["CARD", "VARIANTS", "build", "predict", "shown", "train"]
 

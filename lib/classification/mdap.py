@@ -23,17 +23,16 @@ from torch.nn import functional
 from torchvision.models.video.resnet import Conv3DSimple
 
 from lib.classification.inputs import ScanItem
-from lib.classification.task import Card, Task, Trained, fit_network
+from lib.classification.task import Card, Task, Trained
 from lib.classification.video_resnet import WIDTHS, grey_stem, video_trunk
 from lib.classification.volumes import (
     ScanVolumes,
     VolumeBatch,
-    plain_batches,
-    random_batches,
+    fit_volumes,
+    predict_volumes,
     slices_and_lungs,
 )
 from lib.data.scan import to_grey
-from lib.training import predict as class_probabilities
 
 SEVERITIES = ("mild", "moderate", "severe", "critical")  # of COV19-CT-DB
 UNKNOWN = -1
@@ -262,17 +261,12 @@ def train(task: Task) -> Trained:
         eps=1e-5,
         weight_decay=settings["weight_decay"],
     )
-    sizes = {"batch_size": settings["batch_scans"], "processes": settings["loader_processes"]}
-    kept = settings["cache_volumes"]
-    history = fit_network(
+    history = fit_volumes(
         task,
         model,
-        train_batches=random_batches(
-            _volumes(task.train, settings, cache=kept), rounds=settings["rounds"], **sizes
-        ),
-        validation_batches=plain_batches(_volumes(task.validation, settings, cache=kept), **sizes),
+        partial(_volumes, settings=settings, cache=settings["cache_volumes"]),
+        optimizer=optimizer,
         logits=mirrored_logits,
-        optimizers=[optimizer],
         loss=training_loss(task.train, settings),
     )
     return Trained(model, {CARD.name: history})
@@ -312,23 +306,9 @@ def severity_index(severity: str | None) -> int:
 def predict(
     model: nn.Module, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan, mean of it and its mirror image.
-
-    Args:
-        model: the network.
-        scans: in the order of the result.
-        settings: as for ``train``.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
-    batches = plain_batches(
-        _volumes(scans, settings),
-        batch_size=settings["batch_scans"],
-        processes=settings["loader_processes"],
-    )
-    return class_probabilities(model, batches, fabric=fabric, logits=mirrored_logits)
+    """Probabilities of each scan (see `task`), mean of it and its mirror image."""
+    volumes = _volumes(scans, settings)
+    return predict_volumes(model, volumes, settings=settings, fabric=fabric, logits=mirrored_logits)
 
 
 def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lib.classification.inputs import ScanItem, load_slices
-from lib.classification.resampled_volumes import (
-    resampled,
-    standardised,
+from lib.classification.resampled_volumes import resampled, standardised
+from lib.classification.task import Task, fit_network
+from lib.classification.volumes import (
+    ScanVolumes,
+    plain_batches,
+    random_batches,
     volume_logits,
 )
-from lib.classification.task import Task, fit_network
-from lib.classification.volumes import ScanVolumes, plain_batches, random_batches
 from lib.data.store import open_volume
 from lib.training import Loss, Row
 from lib.training import predict as class_probabilities
@@ -520,17 +521,7 @@ def retrain(
 def predict(
     model: CellNetwork, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan.
-
-    Args:
-        model: a network without choices.
-        scans: in the order of the result.
-        settings: slices, image_size, batch_scans, loader_processes.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
+    """Probabilities of each scan (see `task`) by a network without choices."""
     batches = judging_batches(scans, settings)
     return class_probabilities(model, batches, fabric=fabric, logits=volume_logits)
 

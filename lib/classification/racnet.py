@@ -476,17 +476,7 @@ def train(task: Task) -> Trained:
 def predict(
     model: RACNet, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan.
-
-    Args:
-        model: the network.
-        scans: in the order of the result.
-        settings: as for ``train``.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
+    """Probabilities of each scan (see `task`)."""
     batches = _batches(_slices(scans, model, settings), settings)
     return class_probabilities(model, batches, fabric=fabric, logits=scan_logits)
 

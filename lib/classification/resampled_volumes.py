@@ -19,16 +19,14 @@ from torch import Tensor, nn
 
 from lib.classification.inputs import ScanItem
 from lib.classification.resampling import random_positions, symmetrical_positions
-from lib.classification.task import Task, Trained, fit_network
+from lib.classification.task import Task, Trained
 from lib.classification.volumes import (
     ScanVolumes,
-    VolumeBatch,
-    plain_batches,
-    random_batches,
+    fit_volumes,
+    predict_volumes,
     slices_and_lungs,
 )
 from lib.data.scan import HOUNSFIELD_AIR
-from lib.training import predict as class_probabilities
 
 SHOWN_DEVIATIONS = (-2.0, 3.0)  # black and white of the pictures of `shown`
 
@@ -116,11 +114,6 @@ def resampled_view(
     return torch.from_numpy(standardised(resampled(volume, generator, slices=slices))[None])
 
 
-def volume_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
-    """Class scores of a batch, shape (scans, classes)."""
-    return model(batch.volumes)
-
-
 def train_resampled(task: Task, build: Callable[..., nn.Module], *, name: str) -> Trained:
     """Train a network on resampled volumes (FACTS 6.4: cross entropy, Adam with weight decay).
 
@@ -136,41 +129,16 @@ def train_resampled(task: Task, build: Callable[..., nn.Module], *, name: str) -
     optimizer = torch.optim.Adam(
         model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
     )
-    sizes = {"batch_size": settings["batch_scans"], "processes": settings["loader_processes"]}
-    kept = settings["cache_volumes"]
-    history = fit_network(
-        task,
-        model,
-        train_batches=random_batches(
-            _volumes(task.train, settings, cache=kept), rounds=settings["rounds"], **sizes
-        ),
-        validation_batches=plain_batches(_volumes(task.validation, settings, cache=kept), **sizes),
-        logits=volume_logits,
-        optimizers=[optimizer],
-    )
+    volumes = partial(_volumes, settings=settings, cache=settings["cache_volumes"])
+    history = fit_volumes(task, model, volumes, optimizer=optimizer)
     return Trained(model, {name: history})
 
 
 def predict(
     model: nn.Module, scans: Sequence[ScanItem], *, settings: Mapping[str, Any], fabric: Fabric
 ) -> np.ndarray:
-    """Probabilities of the classes of each scan, from symmetrically chosen slices.
-
-    Args:
-        model: the network.
-        scans: in the order of the result.
-        settings: as for ``train_resampled``.
-        fabric: device and precision.
-
-    Returns:
-        float32, shape (scans, 2).
-    """
-    batches = plain_batches(
-        _volumes(scans, settings),
-        batch_size=settings["batch_scans"],
-        processes=settings["loader_processes"],
-    )
-    return class_probabilities(model, batches, fabric=fabric, logits=volume_logits)
+    """Probabilities of each scan (see `task`), from symmetrically chosen slices."""
+    return predict_volumes(model, _volumes(scans, settings), settings=settings, fabric=fabric)
 
 
 def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:

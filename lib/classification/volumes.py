@@ -1,20 +1,24 @@
 """Scans as input of 3-D networks: one tensor of fixed size per scan.
 
 Each published system prepares its volumes in its own way; what they share is here: reading once,
-random views that depend on the seed alone, batches.
+random views that depend on the seed alone, batches, learning from them and judging.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from lib.classification.inputs import ScanItem
+from lib.classification.task import Logits, Task, fit_network
 from lib.data.store import open_volume
-from lib.training import SeededOrder
+from lib.training import Loss, Row, SeededOrder
+from lib.training import predict as class_probabilities
 
 View = Callable[[np.ndarray, np.random.Generator | None], Tensor]
 
@@ -129,3 +133,69 @@ def random_batches(
 def plain_batches(scans: ScanVolumes, *, batch_size: int, processes: int = 0) -> DataLoader:
     """Plain views in the given order, for validation and prediction."""
     return DataLoader(scans, batch_size=batch_size, collate_fn=stack, num_workers=processes)
+
+
+def volume_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
+    """Class scores of a batch from a network that takes volumes, shape (scans, classes)."""
+    return model(batch.volumes)
+
+
+def fit_volumes(
+    task: Task,
+    model: nn.Module,
+    volumes: Callable[[Sequence[ScanItem]], ScanVolumes],
+    *,
+    optimizer: Optimizer,
+    logits: Logits = volume_logits,
+    loss: Loss | None = None,
+) -> list[Row]:
+    """Train a network on random views, choosing its best epoch on plain ones.
+
+    Args:
+        task: settings are batch_scans, rounds, loader_processes, and those of `fit_network`.
+        model: the network.
+        volumes: the scans of a part as the network takes them.
+        optimizer: of the network.
+        logits: see `fit_network`.
+        loss: see there.
+
+    Returns:
+        One row per epoch.
+    """
+    settings = task.settings
+    sizes = {"batch_size": settings["batch_scans"], "processes": settings["loader_processes"]}
+    return fit_network(
+        task,
+        model,
+        train_batches=random_batches(volumes(task.train), rounds=settings["rounds"], **sizes),
+        validation_batches=plain_batches(volumes(task.validation), **sizes),
+        logits=logits,
+        optimizers=[optimizer],
+        loss=loss,
+    )
+
+
+def predict_volumes(
+    model: nn.Module,
+    volumes: ScanVolumes,
+    *,
+    settings: Mapping[str, Any],
+    fabric: Fabric,
+    logits: Logits = volume_logits,
+) -> np.ndarray:
+    """Probabilities of the classes of each scan, from its plain view.
+
+    Args:
+        model: the network.
+        volumes: the scans as the network takes them.
+        settings: batch_scans, loader_processes.
+        fabric: device and precision.
+        logits: from network and batch (on the device) to scores, shape (scans, classes).
+
+    Returns:
+        float32, shape (scans, classes).
+    """
+    batches = plain_batches(
+        volumes, batch_size=settings["batch_scans"], processes=settings["loader_processes"]
+    )
+    return class_probabilities(model, batches, fabric=fabric, logits=logits)

@@ -3,12 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from lib.classification.inputs import ScanItem
+from lib.classification.task import Task
 from lib.classification.volumes import (
     ScanVolumes,
+    fit_volumes,
     plain_batches,
+    predict_volumes,
     random_batches,
     slices_and_lungs,
     stack,
@@ -98,3 +102,51 @@ def test_slices_come_with_the_pixels_of_both_lungs(tmp_path):
         np.testing.assert_array_equal(slices, voxels)
         np.testing.assert_array_equal(inside, expected)
         assert inside[0].dtype == bool
+
+
+class Recorder(nn.Module):
+    """Scores 0 and the mean of a volume; keeps these means, where it learns and where it judges."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+        self.seen = {True: [], False: []}
+
+    def forward(self, volumes):
+        means = volumes.flatten(1).mean(1)
+        self.seen[self.training] += means.tolist()
+        return torch.stack([torch.zeros_like(means), self.factor * means], 1)
+
+
+@pytest.mark.parametrize("batch_scans", [1, 2, 5])
+def test_probabilities_come_in_the_order_of_the_scans(batch_scans):
+    settings = {"batch_scans": batch_scans, "loader_processes": 0}
+    fabric = Fabric(accelerator="cpu", devices=1)
+    found = predict_volumes(Recorder(), make_volumes(5), settings=settings, fabric=fabric)
+    expected = 1 / (1 + np.exp(-np.arange(5.0)))
+    np.testing.assert_allclose(found, np.stack([1 - expected, expected], 1), rtol=1e-5)
+
+
+def test_learning_sees_random_views_and_choosing_plain_ones(made_scans, tmp_path):
+    def volumes(scans):
+        def view(target, generator):
+            return torch.full((1, 2, 2, 2), 0.5 if generator is None else 10 + generator.uniform())
+
+        return ScanVolumes(scans, load=lambda scan: np.array(scan.target), view=view)
+
+    settings = {"batch_scans": 2, "rounds": 3, "loader_processes": 0, "epochs": 2}
+    task = Task(
+        scans=made_scans(6),
+        splits=4 * ["train"] + 2 * ["validation"],
+        variant={},
+        settings=settings | {"patience": None, "chosen_by": "loss", "schedule": None},
+        fabric=Fabric(accelerator="cpu", devices=1),
+        folder=tmp_path / "model",
+        seed=0,
+    )
+    model = Recorder()
+    rows = fit_volumes(task, model, volumes, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    learned, chosen = model.seen[True], model.seen[False]
+    assert len(rows) == 2
+    assert len(learned) == len(set(learned)) == 2 * 3 * 4 and min(learned) >= 10
+    assert chosen == 2 * 2 * [0.5]
