@@ -10,6 +10,7 @@ are false positives and false negatives together.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -20,23 +21,25 @@ BELOW, ABOVE = 0.5 * 10.0**-DECIMALS, 10.0**-DECIMALS  # of a printed value: rou
 SLACK = 1e-9  # binary floating point
 
 
-def prints_as(value: np.ndarray | float, printed: float) -> np.ndarray:
+def prints_as(value: np.ndarray | float, printed: float, *, decimals: int = DECIMALS) -> np.ndarray:
     """Whether values in percent give a printed one, rounded or cut off.
 
     Args:
         value: percent, any shape; nan gives none.
         printed: percent.
+        decimals: of the printed value.
     """
-    gap = np.asarray(value) - printed
+    gap = (np.asarray(value) - printed) * 10.0 ** (decimals - DECIMALS)
     return (gap >= -BELOW - SLACK) & (gap <= ABOVE + SLACK)
 
 
-def counts_for_rate(printed: float, total: int) -> np.ndarray:
+def counts_for_rate(printed: float, total: int, *, decimals: int = DECIMALS) -> np.ndarray:
     """Counts out of a total that give a printed rate (a sensitivity out of all positives).
 
     Args:
         printed: percent.
         total: at least 1.
+        decimals: of the printed value.
 
     Returns:
         Ascending counts; empty where the rate is not reachable.
@@ -47,7 +50,72 @@ def counts_for_rate(printed: float, total: int) -> np.ndarray:
     if total < 1:
         raise ValueError(f"a rate needs at least one scan, got {total}")
     counts = np.arange(total + 1)
-    return counts[prints_as(PERCENT * counts / total, printed)]
+    return counts[prints_as(PERCENT * counts / total, printed, decimals=decimals)]
+
+
+def counts_for_rates(
+    printed: Sequence[float], totals: Sequence[int], *, decimals: int = DECIMALS
+) -> np.ndarray:
+    """Sums of counts that give a printed rate in every class (all that a classifier got right).
+
+    Args:
+        printed: percent, one per class (its sensitivity).
+        totals: of each class, same order.
+        decimals: of the printed values.
+
+    Returns:
+        Ascending sums without gaps; empty where one of the rates is not reachable.
+    """
+    counts = [
+        counts_for_rate(rate, total, decimals=decimals)
+        for rate, total in zip(printed, totals, strict=True)
+    ]
+    if not all(map(len, counts)):
+        return np.empty(0, np.int64)
+    return np.arange(sum(found[0] for found in counts), sum(found[-1] for found in counts) + 1)
+
+
+def confusion_scores(confusion: Sequence[Sequence[int]]) -> dict[str, float]:
+    """What may be called the F1 of several classes, and the accuracy, from counts.
+
+    Args:
+        confusion: rows true, columns predicted, any number of classes; each class occurs and is
+            predicted.
+
+    Returns:
+        In percent ``accuracy``, ``macro_f1`` (mean of the classes), ``weighted_f1`` (by the size of
+        each class), ``f1_of_means`` (of mean precision and mean sensitivity) and
+        ``balanced_accuracy`` (mean sensitivity).
+
+    Raises:
+        ValueError: when the matrix is not square, or a class does not occur or is not predicted.
+    """
+    counts = np.asarray(confusion)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"a confusion matrix is square, got the shape {counts.shape}")
+    right, true, called = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    if not (true.all() and called.all()):
+        raise ValueError("every class must occur and be predicted once or more")
+    f1, sensitivity, precision = 2 * right / (true + called), right / true, right / called
+    mean_sensitivity, mean_precision = sensitivity.mean(), precision.mean()
+    harmonic = stats.hmean([mean_sensitivity, mean_precision]) if right.any() else 0.0
+    scores = {
+        "accuracy": right.sum() / true.sum(),
+        "macro_f1": f1.mean(),
+        "weighted_f1": np.average(f1, weights=true),
+        "f1_of_means": harmonic,
+        "balanced_accuracy": mean_sensitivity,
+    }
+    return {name: float(PERCENT * value) for name, value in scores.items()}
+
+
+def dense_parameters(widths: Sequence[int]) -> int:
+    """Weights and biases of fully connected layers.
+
+    Args:
+        widths: of the input and of the output of each layer in turn.
+    """
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
 
 
 def counts_for_precision(printed: float, positives: int, negatives: int) -> np.ndarray:

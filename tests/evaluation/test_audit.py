@@ -4,17 +4,27 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+)
 
 from lib.evaluation.audit import (
     chance_of_round_gains,
     class_ratio_bounds,
+    confusion_scores,
     counts_for_class_f1,
     counts_for_detection,
     counts_for_precision,
     counts_for_rate,
+    counts_for_rates,
+    dense_parameters,
     f1_bounds,
     is_mean_of,
     is_round,
@@ -131,3 +141,61 @@ def test_bad_input_is_named():
         counts_for_rate(50.0, 0)
     with pytest.raises(ValueError, match=r"between 0 and 100, got 100\.0 and 90\.0"):
         class_ratio_bounds(100.0, 90.0)
+    with pytest.raises(ValueError, match=r"square, got the shape \(2, 3\)"):
+        confusion_scores([[1, 2, 3], [4, 5, 6]])
+    with pytest.raises(ValueError, match="every class must occur and be predicted"):
+        confusion_scores([[3, 0], [2, 0]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 4).flatmap(
+    lambda size: st.lists(st.lists(st.integers(0, 9), min_size=size, max_size=size),
+                          min_size=size, max_size=size)))  # fmt: skip
+def test_scores_of_a_matrix_are_those_of_the_images_in_it(matrix):
+    counts = np.array(matrix)
+    assume(counts.sum(axis=0).all() and counts.sum(axis=1).all())
+    truth, called = (np.repeat(axis.ravel(), counts.ravel()) for axis in np.indices(counts.shape))
+    scores = confusion_scores(matrix)
+    expected = {
+        "accuracy": accuracy_score(truth, called),
+        "macro_f1": f1_score(truth, called, average="macro"),
+        "weighted_f1": f1_score(truth, called, average="weighted"),
+        "balanced_accuracy": balanced_accuracy_score(truth, called),
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(
+        {name: 100 * value for name, value in expected.items()}
+    )
+    means = [score(truth, called, average="macro") for score in (precision_score, recall_score)]
+    harmonic = 2 * means[0] * means[1] / sum(means) if sum(means) else 0
+    assert scores["f1_of_means"] == pytest.approx(100 * harmonic)
+    assert scores["f1_of_means"] >= scores["macro_f1"] - 1e-9  # the harmonic mean is concave
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 2),
+)
+def test_what_all_classes_got_right_is_among_the_possible_sums(classes, decimals):
+    counts, totals = zip(*classes, strict=True)
+    printed = [round(100 * count / total, decimals) for count, total in classes]
+    sums = counts_for_rates(printed, totals, decimals=decimals)
+    assert sum(counts) in sums
+    per_class = [
+        counts_for_rate(rate, total, decimals=decimals)
+        for rate, total in zip(printed, totals, strict=True)
+    ]
+    assert sums.tolist() == sorted({sum(chosen) for chosen in product(*per_class)})
+
+
+def test_one_rate_that_no_count_gives_leaves_no_sum():
+    assert len(counts_for_rates([81.2, 50.0], [30, 10], decimals=1)) == 0
+
+
+def test_dense_parameters_are_those_of_torch():
+    layers = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3))
+    assert dense_parameters([7, 5, 3]) == sum(p.numel() for p in layers.parameters())

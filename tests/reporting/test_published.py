@@ -3,12 +3,22 @@
 import numpy as np
 import pytest
 
-from lib.reporting.published import PUBLISHED, published_values
+from lib.reporting.published import (
+    MASK_NET_NUMBERS,
+    MASK_NET_UNKNOWN,
+    PUBLISHED,
+    published_values,
+    stated_number,
+)
 
 # Half a unit of the last printed digit, and a little for rounding either way.
 PRINTED_TOLERANCE = 0.0051
 # The BERT paper cuts digits off in places: it prints 337 of 374, 90.107 %, as 90.10.
 CUT_OFF = 0.005
+HEADLINE = (
+    "sensitivity_covid", "sensitivity_pneumonia", "sensitivity_control",
+    "accuracy", "balanced_accuracy",
+)  # fmt: skip
 
 
 def remarked(values):
@@ -81,14 +91,38 @@ def test_accuracies_of_the_bert_paper_are_counts_of_374_scans():
     assert {value.system for value in said} == impossible
 
 
-def test_mask_net_numbers_follow_from_the_authors_confusion_matrix():
-    counts = np.array([[8703, 738, 9], [406, 6767, 213], [14, 386, 3946]])  # control, CP, COVID-19
-    sensitivity = 100 * np.diag(counts) / counts.sum(axis=1)
-    printed = {value.metric: value.value for value in table("mask_net", "abstract")}
-    names = ("sensitivity_control", "sensitivity_pneumonia", "sensitivity_covid")
-    assert [printed[name] for name in names] == pytest.approx(sensitivity, abs=0.006)
-    assert printed["accuracy"] == pytest.approx(100 * np.trace(counts) / counts.sum(), abs=0.006)
-    assert printed["macro_f1"] == pytest.approx(sensitivity.mean(), abs=0.01)
+def test_mask_net_headline_is_the_same_wherever_it_stands():
+    rows = [
+        [value.value for value in PUBLISHED if value.table == name and value.metric in HEADLINE]
+        for name in ("abstract", "Table 4")
+    ]
+    assert rows[0] == rows[1] == [90.80, 91.62, 92.10, 91.66, 91.50]
+    best = [value for value in table("mask_net", "Table 5") if "best" in value.system]
+    assert [value.value for value in best] == rows[0]
+
+
+def test_every_table_of_mask_net_has_values_or_says_what_is_unknown():
+    assert list(MASK_NET_UNKNOWN) == [f"Table {number}" for number in range(1, 10)]
+    scored = {value.table for value in PUBLISHED if value.paper == "mask_net"}
+    stated = {number.table for number in MASK_NET_NUMBERS}
+    assert set(MASK_NET_UNKNOWN) - scored - stated == set()
+    keys = [(n.table, n.subject, n.name, n.source) for n in MASK_NET_NUMBERS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_unverified_scores_of_competitors_say_so():
+    own = table("mask_net", "own publications of Table 5")
+    assert {value.system for value in own} == {
+        "COVIDNet-CT-A", "COVIDNet-CT-B", "COVNet", "LightCNN", "ResNet18",
+    }  # fmt: skip
+    sure = {value.system for value in own if not value.remark}
+    assert sure == {"COVIDNet-CT-A", "COVIDNet-CT-B"}  # read in the authors' README
+
+
+def test_a_stated_number_is_found_by_what_it_is_of():
+    assert stated_number("Table 3", "COVID-CT-Mask-Net", "roi score") == -0.01
+    with pytest.raises(ValueError, match=r"Table 9 of .* states no accuracy of iCTCF \(text\)"):
+        stated_number("Table 9", "iCTCF", "accuracy")
 
 
 def test_lookup_gives_fractions_beside_percent():

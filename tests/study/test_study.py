@@ -33,11 +33,14 @@ def test_it_leaves_tables_and_figures(study):
     names += [f"segmentation_{kind}" for kind in ("claim", "by_class", "paired")]
     names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems", "confounder")]
     names += ["cost", "cross_data", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
+    names += [f"cnn_bert_{kind}" for kind in ("table1", "table2", "table3", "effects", "audit")]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
     kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3", "sam2clip2sam_journey"]
     names = [f"{kind}_phantom" for kind in (*kinds, "roc", "confusion")]
-    names += [f"learning_curves_phantom_{name}" for name in ("racnet", "densenet3d121")]
+    names += [f"cnn_bert_{kind}_phantom" for kind in ("figure1", "attention", "evidence")]
+    curves = ["racnet", "densenet3d121", "cnn_bert_rml_msc_affine_seed0"]
+    names += [f"learning_curves_phantom_{name}" for name in (*curves, f"{curves[-1]}_mlp")]
     names += ["learning_curves_lungs", "sam2clip2sam_confounder", "cross_data"]
     assert figures == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
