@@ -115,11 +115,6 @@ def test_the_papers_space_has_21_cells_and_18215778_parameters_if_all_are_k3e3()
     assert parameters(model) == 18_215_778
 
 
-def test_the_small_network_takes_small_volumes():
-    model = build(**VARIANTS["small"])
-    assert model(torch.zeros(2, 1, 16, 48, 48)).shape == (2, 2)
-
-
 # -------------------------------------------------------------------------------------------- paths
 
 

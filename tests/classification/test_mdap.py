@@ -13,8 +13,6 @@ from torchvision.models.video import r3d_18
 from lib.classification import mdap
 from lib.classification.inputs import ScanItem
 from lib.classification.mdap import (
-    CARD,
-    SEVERITIES,
     UNKNOWN,
     VARIANTS,
     build,
@@ -55,14 +53,6 @@ SETTINGS = {
 
 
 # ---------------------------------------------------------------------------------- the network
-
-
-def test_the_published_network_has_33_41_million_parameters():
-    with torch.device("meta"):
-        model = build(**VARIANTS["paper"])
-    assert sum(weights.numel() for weights in model.parameters()) == CARD.parameters == 33_412_672
-    with_presence_alone = CARD.parameters - 512 * len(SEVERITIES)
-    assert round(with_presence_alone / 1e6, 2) == round(CARD.parameters / 1e6, 2) == 33.41
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])
