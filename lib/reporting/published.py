@@ -37,7 +37,8 @@ class PublishedValue:
         system: the classifier.
         segmentation: what prepared its input.
         data_set: data set and part of it that the number was measured on.
-        metric: named as in ``lib.evaluation.classification.classification_scores``.
+        metric: named as in ``lib.evaluation.classification.classification_scores``, for lesions as
+            in ``lib.evaluation.detection``.
         value: as printed, in percent.
         source: row and column of the number.
         remark: what is known to be wrong with it; empty where nothing is.
@@ -480,11 +481,11 @@ _MASK_NET_LESIONS = _PrintedTable(
     paper=MASK_NET_PAPER,
     table="Table 6",
     data_set=_LESION_TEST,
-    metrics=("mean_average_precision",),
+    metrics=("mAP",),
     rows={("Mask R-CNN, full", NO_SEGMENTATION): (35.2,)},
     remarks=_remarks(
         [("Mask R-CNN, full", NO_SEGMENTATION)],
-        ["mean_average_precision"],
+        ["mAP"],
         "printed as 0.352; section 4 says that the full model is the better one",
     ),
     origin="section 6, text",
@@ -511,7 +512,7 @@ _MASK_NET_README_LESIONS = _PrintedTable(
     paper=MASK_NET_PAPER,
     table=MASK_NET_README,
     data_set=_LESION_TEST,
-    metrics=("average_precision_50", "average_precision_75", "mean_average_precision"),
+    metrics=("AP@0.5", "AP@0.75", "mAP"),
     rows={
         ("Mask R-CNN, both masks", NO_SEGMENTATION): (50.20, 41.98, 38.71),
         ("Mask R-CNN, merged masks", NO_SEGMENTATION): (61.92, 45.22, 44.68),
