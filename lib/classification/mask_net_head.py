@@ -61,7 +61,7 @@ class MaskNet(nn.Module):
     """COVID-CT-Mask-Net: pictures in, class scores out.
 
     The detector stays in evaluation mode while the rest trains: it has no targets, and its batch
-    normalisation neither takes nor moves statistics (section 4.1).
+    normalisation neither takes nor moves statistics (section 4).
 
     Args:
         detector: Mask R-CNN, of which a copy without its mask branch is kept.
@@ -130,7 +130,7 @@ def copy_weights(model: MaskNet, weights: Mapping[str, Tensor]) -> None:
 
 
 def trainable(model: MaskNet, variant: str) -> list[nn.Parameter]:
-    """Choose what learns (section 4.1), set ``requires_grad`` accordingly, and give the parameters.
+    """Choose what learns (section 4), set ``requires_grad`` accordingly, and give the parameters.
 
     - ``"head"``: S alone;
     - ``"head_and_norms"``: S, and scale and shift of all batch normalisation (53,120 in ResNet-50,

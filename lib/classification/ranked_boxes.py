@@ -37,7 +37,7 @@ def ranked_boxes(
     nms_threshold: float = 0.75,
     padding: str = "spread",
 ) -> Tensor:
-    """The best predictions of one picture, in the order of their scores (section 3.2.2).
+    """The best predictions of one picture, in the order of their scores (section 3.2).
 
     Boxes are clipped to the picture, empty ones dropped, overlaps suppressed among the boxes of the
     same class. The threshold below 0 accepts every score, so that a picture without lesions gives
@@ -48,7 +48,7 @@ def ranked_boxes(
     public code draws at random which to repeat (preset ``head2023``); here the same picture always
     gives the same rows. ``"none"`` refuses such a picture, as the code of the published result does
     by failing (preset ``paper2020``). A picture of which nothing survives becomes rows of zeros:
-    score 0 says that nothing was found. The public code cannot have such a picture.
+    score 0 says that nothing was found; no source says what to do with it.
 
     Args:
         class_logits: of the box head, background first, shape (regions, classes).

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from lightning_fabric import Fabric
 
 from lib.classification.inputs import ScanItem
@@ -68,6 +69,29 @@ def assert_it_learns(made_scans, black_scan, tmp_path):
         np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
         truth = [scan.target for scan in scans]
         assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+
+    return check
+
+
+@pytest.fixture
+def assert_it_separates():
+    """A function that trains a network of pictures and checks that it tells three places apart."""
+
+    def check(network, *, steps, learning_rate):
+        generator = torch.Generator().manual_seed(0)
+        pictures = 0.3 * torch.rand(12, 3, 48, 48, generator=generator)
+        targets = torch.arange(12) % 3
+        for picture, target in zip(pictures, targets.tolist(), strict=True):
+            if target:  # the first class shows nothing
+                picture[:, 16:32, 4 + 24 * (target - 1) : 20 + 24 * (target - 1)] += 0.6
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(network(pictures), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert network(pictures).argmax(1).equal(targets)
+        assert all(weights.grad.isfinite().all() for weights in network.parameters())
 
     return check
 
