@@ -61,13 +61,15 @@ def test_parameters_of_s(variant, parameters):
     assert head(torch.zeros(2, head.boxes, 5)).shape == (2, 3)
 
 
-def test_s_starts_as_kaiming_by_fan_out():
+@pytest.mark.parametrize(
+    "options, fans", [({}, (256, 256, 3)), ({"fan": "fan_in"}, (320, 256, 256))]
+)
+def test_s_starts_as_kaiming_draws(options, fans):
     torch.manual_seed(0)
-    first, second, last = (
-        layer for layer in RankedBoxHead(boxes=64, width=256) if isinstance(layer, nn.Linear)
-    )
-    for layer, outputs in ((first, 256), (second, 256), (last, 3)):
-        assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / outputs), rel=0.06)
+    head = RankedBoxHead(boxes=64, width=256, **options)
+    layers = [layer for layer in head if isinstance(layer, nn.Linear)]
+    for layer, fan in zip(layers, fans, strict=True):
+        assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan), rel=0.06)
         assert not layer.bias.any()
 
 
