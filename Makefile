@@ -26,6 +26,8 @@ benchmark: $(READY)
 	  reports/notebooks/benchmark_segmentation.ipynb
 	papermill --log-output --no-progress-bar notebooks/benchmark_racnet.ipynb \
 	  reports/notebooks/benchmark_racnet.ipynb
+	papermill --log-output --no-progress-bar notebooks/benchmark_cnn_bert.ipynb \
+	  reports/notebooks/benchmark_cnn_bert.ipynb
 
 checkpoints: $(READY)
 	papermill --log-output --no-progress-bar notebooks/checkpoints.ipynb \
@@ -33,7 +35,7 @@ checkpoints: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models/*/ data/predictions \
-	  data/audit data/cost data/experiments \
+	  data/audit data/cost data/experiments data/selected data/embeddings \
 	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 

@@ -142,6 +142,7 @@ def build(
     dropout: float,
     resnext: Mapping[str, Any],
     network: str = BERT,
+    trunk_weights: str | Path | None = None,
 ) -> CnnBert:
     """The network for clips of three channels.
 
@@ -152,16 +153,22 @@ def build(
         dropout: probability before the output.
         resnext: arguments of `resnext3d_trunk`.
         network: ``BERT``, ``AVERAGE`` or ``RESNEXT3D``.
+        trunk_weights: file of the IG-65M weights of R(2+1)D-34; None starts at random.
 
     Raises:
-        ValueError: if there is no such network.
+        ValueError: if there is no such network, or there are weights for another trunk.
+        CheckpointError: if the file is absent, damaged or of another network.
     """
     if network not in (BERT, AVERAGE, RESNEXT3D):
         raise ValueError(f"the network is {BERT!r}, {AVERAGE!r} or {RESNEXT3D!r}, got {network!r}")
+    if network == RESNEXT3D and trunk_weights is not None:
+        raise ValueError(f"{trunk_weights} holds weights of R(2+1)D-34, not of {network}")
     chosen = resnext if network == RESNEXT3D else trunk
     width = chosen["widths"][-1]
     return CnnBert(
-        trunk=resnext3d_trunk(**resnext) if network == RESNEXT3D else r2plus1d_trunk(**trunk),
+        trunk=resnext3d_trunk(**resnext)
+        if network == RESNEXT3D
+        else r2plus1d_trunk(**trunk, weights=trunk_weights),
         head=BertHead(width=width, steps=time_steps(slices, stride=TEMPORAL_STRIDE), **head)
         if network == BERT
         else None,
@@ -175,13 +182,13 @@ def train(task: Task) -> Trained:
 
     Args:
         task: settings are slices, image_size, resized_size, channels, cropped, multi_scale_crop,
-            affine, affine_ranges (of ``draw_affine``), channel_statistics, network, batch_scans,
-            rounds, learning_rate, weight_decay, loader_processes, cache_volumes, and those of
-            ``fit_network``.
+            affine, affine_ranges (of ``draw_affine``), channel_statistics, network, trunk_weights,
+            learning_rate, weight_decay, cache_volumes, and those of ``fit_volumes``.
     """
     settings = task.settings
     seed_everything(task.seed, verbose=False)
-    model = build(**task.variant, network=settings["network"])
+    own = {name: settings[name] for name in ("network", "trunk_weights")}
+    model = build(**task.variant, **own)
     # The paper says Adam; the published code decouples the weight decay (FACTS 4.8).
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]

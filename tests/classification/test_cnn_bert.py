@@ -1,18 +1,21 @@
 """The classifier of 3-D CNN with BERT: network, training, embeddings of all sets."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lib.classification import cnn_bert
 from lib.classification.cnn_bert import AVERAGE, BERT, RESNEXT3D, VARIANTS, build, embed_scan
+from lib.classification.r2plus1d import r2plus1d_trunk
 from lib.classification.task import Task
 from lib.data.selection import Selection
 from lib.data.store import StoredVolume
+from lib.foundation.checkpoints import CheckpointError
 from lib.reporting.cost import count_parameters
 
 SLICES = 16
@@ -37,6 +40,7 @@ SETTINGS = {
     },
     "channel_statistics": None,
     "network": BERT,
+    "trunk_weights": None,
     "batch_scans": 2,
     "batches_per_step": 2,
     "rounds": 1,
@@ -113,6 +117,24 @@ def test_without_bert_the_embedding_is_the_mean_over_time():
 def test_another_network_is_refused():
     with pytest.raises(ValueError, match="'bert', 'average' or 'resnext3d', got 'lstm'"):
         build(**SMALL, network="lstm")
+    with pytest.raises(
+        ValueError, match=r"w\.pth holds weights of R\(2\+1\)D-34, not of resnext3d"
+    ):
+        build(**SMALL, network=RESNEXT3D, trunk_weights="w.pth")
+
+
+def test_the_trunk_starts_from_a_file_of_weights(tmp_path):
+    torch.manual_seed(0)
+    source = r2plus1d_trunk(**SMALL["trunk"])
+    path = tmp_path / "trunk.safetensors"
+    save_file(source.state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    trunk = SMALL["trunk"] | {"sha256": digest}
+    model = build(**SMALL | {"trunk": trunk}, trunk_weights=path)
+    for name, values in source.state_dict().items():
+        torch.testing.assert_close(model.trunk.state_dict()[name], values)
+    with pytest.raises(CheckpointError, match="449a7af9"):  # not the published file
+        build(**SMALL, trunk_weights=path)
 
 
 @pytest.mark.parametrize("network", [BERT, AVERAGE, RESNEXT3D])
