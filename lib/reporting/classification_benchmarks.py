@@ -32,7 +32,7 @@ from lib.classification.padded_racnet import padded_logits
 from lib.classification.racnet import RACNet, build, build_optimizers
 from lib.reporting.benchmarks import MEBIBYTE, compare, own_peak_memory
 from lib.reporting.cost import counted_flops
-from lib.reporting.pictures import STYLE
+from lib.reporting.pictures import STYLE, new_figure
 
 SHORTEST, MEAN, LONGEST = 50, 379, 700  # slices of a scan of COV19-CT-DB
 SHAPES = 2.0  # the two numbers of the Beta distribution together; uniform has 1 + 1
@@ -278,7 +278,7 @@ def training_figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         results: by case, of `compare_training`.
     """
-    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    figure = new_figure((9.0, 3.2))
     speed, memory = figure.subplots(1, 2)
     cases, places = list(results), np.arange(len(results))
     limits = np.array([result["limit"] for result in results.values()])
