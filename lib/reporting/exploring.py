@@ -1,6 +1,7 @@
 """SAM2CLIP2SAM by hand: choose scan, slice, thresholds and sentences, and see every step anew."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ from matplotlib.figure import Figure
 
 from lib.data.masks import separate_lungs
 from lib.data.store import open_volume
-from lib.reporting.segmentation_figures import journey_figure
-from lib.segmentation.sam2clip2sam import Journey, Sam2Clip2SamSegmenter
+from lib.reporting.segmentation_figures import fullest_slice, journey_figure
+from lib.segmentation.sam2clip2sam import (
+    Journey,
+    Sam2Clip2SamSegmenter,
+    build_segmenter,
+    weight_files,
+)
 
 GENERATOR = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "mode")
 WIDE = ipywidgets.Layout(width="480px")
@@ -142,6 +148,23 @@ class SliceExplorer:
                 continuous_update=False, layout=ipywidgets.Layout(width="720px"),
             ),
         }  # fmt: skip
+
+
+def stored_journey(
+    scan: Path, mask: Path, *, models: Path, settings: Mapping[str, Any], trained_on: str
+) -> Figure:
+    """The way of the slice in which a scan's mask shows the most lung.
+
+    Args:
+        scan: file of the scan in the store.
+        mask: file of its mask.
+        models: folder of all weights.
+        settings: as `lib.segmentation.sam2clip2sam.preset` gives them.
+        trained_on: the data set of the small networks.
+    """
+    weights = weight_files(models, settings, trained_on)
+    explorer = SliceExplorer(partial(build_segmenter, *weights), settings, {scan.stem: scan})
+    return explorer.draw(scan.stem, fullest_slice(open_volume(mask).load()))
 
 
 def middle_slice(volume: Path) -> int:

@@ -5,6 +5,7 @@ Style, colours and saving are those of `lib.reporting.pictures`.
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -36,6 +37,27 @@ from lib.reporting.pictures import (
     wrapped,
 )
 from lib.reporting.tables import heading
+
+
+def read_learning_curves(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """Histories of all trainings of the study, in the groups that share a figure.
+
+    Args:
+        folder: files ``<data set>/<classifier>-<segmentation>.csv``, perhaps with a column
+            ``network``, and ``lungs/<network>-<data set>.csv``.
+
+    Returns:
+        For each figure (``lungs``, and ``<data set>_<classifier>``) the histories that
+        `learning_curves` takes.
+    """
+    groups: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in sorted(folder.glob("*/*.csv")):
+        system, _, run = path.stem.partition("-")
+        part, table = path.parent.name, pd.read_csv(path)
+        group = groups.setdefault(part if part == "lungs" else f"{part}_{system}", {})
+        networks = table.groupby("network") if "network" in table else [(system, table)]
+        group |= {f"{network}, {run}": rows for network, rows in networks}
+    return groups
 
 
 @matplotlib.rc_context(STYLE)

@@ -239,6 +239,21 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Figure]:
+    """Write several figures, each as `save_figure` does.
+
+    Args:
+        figures: by the name of their files.
+        folder: made where it does not exist.
+
+    Returns:
+        The figures, to be looked at.
+    """
+    for name, figure in figures.items():
+        save_figure(figure, folder, name)
+    return list(figures.values())
+
+
 def panels(count: int, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A row of panels; ``size`` is that of one, in inches."""
     return grid(count, count, cell=size)

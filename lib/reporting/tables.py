@@ -9,6 +9,7 @@ that was not run keeps its row, with n = 0, so that it still shows what was publ
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,6 +139,14 @@ class SystemRun(NamedTuple):
     system: str
     segmentation: str
     data_set: str
+
+
+def expected_runs(
+    data_sets: Iterable[str], systems: Iterable[str], segmentations: Iterable[str]
+) -> list[SystemRun]:
+    """Every system on every segmentation of every data set, sorted as they are given."""
+    rows = product(data_sets, systems, segmentations)
+    return [SystemRun(system, segmentation, data_set) for data_set, system, segmentation in rows]
 
 
 def read_runs(
@@ -365,6 +374,43 @@ def segmentation_by_class_table(
     used = used.sort_values("label", kind="stable")
     keys = ["data_set", "label", "method"]
     return _grouped_means(used, keys, CLASS_METRICS, seed=seed, repetitions=repetitions)
+
+
+def segmentation_tables(scores: pd.DataFrame, *, seed: int) -> dict[str, tuple[pd.DataFrame, str]]:
+    """All tables of lung masks against true ones, by name, each with its caption.
+
+    Args:
+        scores: of :func:`read_score_tables`.
+        seed: of the intervals.
+    """
+    about = "Test part, means with 95 % intervals over patients."
+    return {
+        name: (build(scores, seed=seed), caption)
+        for name, build, caption in (
+            (
+                "segmentation",
+                segmentation_table,
+                "Lung segmentation on the test part: means with 95 % intervals over patients.",
+            ),
+            (
+                "segmentation_claim",
+                segmentation_claim_table,
+                f"What SAM2CLIP2SAM claims, measured. {about}",
+            ),
+            (
+                "segmentation_by_class",
+                segmentation_by_class_table,
+                f"The same for each label. {about}",
+            ),
+            (
+                "segmentation_paired",
+                segmentation_paired_table,
+                "Method less reference on the same scans. p: Wilcoxon's signed-rank test on the "
+                "means per patient, after Holm's correction over all comparisons of the data set. "
+                f"{about}",
+            ),
+        )
+    }
 
 
 def ablation_table(
@@ -732,6 +778,14 @@ def write_table(
             partial_file.write_text(content, encoding="utf-8", newline="\n")
         files.append(file)
     return files
+
+
+def publish_table(
+    table: pd.DataFrame, folder: Path, name: str, caption: str, *, decimals: int = DECIMALS
+) -> str:
+    """Write a table as `write_table` does, and give the text of its Markdown file."""
+    _, markdown, _ = write_table(table, folder, name, caption, decimals=decimals)
+    return markdown.read_text(encoding="utf-8")
 
 
 def _markdown(text: pd.DataFrame, caption: str) -> str:

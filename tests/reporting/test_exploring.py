@@ -8,7 +8,8 @@ import torch
 from lib.data.store import save_volume
 from lib.foundation.clip import build_clip
 from lib.foundation.mask_generator import MaskGenerator
-from lib.reporting.exploring import SliceExplorer, middle_slice
+from lib.reporting import exploring
+from lib.reporting.exploring import SliceExplorer, middle_slice, stored_journey
 from lib.segmentation.sam2clip2sam import Choice, Sam2Clip2SamSegmenter
 
 SETTINGS = {
@@ -62,3 +63,25 @@ def test_controls_redraw_and_say_what_is_wrong(explorer):
 def test_no_scan_is_an_error():
     with pytest.raises(ValueError, match="no scan to explore"):
         SliceExplorer(build, SETTINGS, {})
+
+
+def test_a_stored_scan_is_shown_where_its_mask_is_fullest(explorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(exploring, "build_segmenter", lambda *weights, **own: explorer.build(**own))
+    monkeypatch.setattr(exploring, "weight_files", lambda *asked: asked)
+    mask = np.zeros((4, 64, 64), np.uint8)
+    mask[1, :8], mask[2, :20] = 1, 2
+    save_volume(tmp_path / "lungs.b2nd", mask)
+    found, expected = (
+        stored_journey(
+            explorer.volumes["s1"],
+            tmp_path / "lungs.b2nd",
+            models=tmp_path,
+            settings=SETTINGS,
+            trained_on="phantom",
+        ),
+        explorer.draw("s1", 2),
+    )
+    for ours, theirs in zip(found.axes, expected.axes, strict=True):
+        assert len(ours.images) == len(theirs.images)
+        for image, other in zip(ours.images, theirs.images, strict=True):
+            np.testing.assert_array_equal(image.get_array(), other.get_array())

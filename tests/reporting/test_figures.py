@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib.reporting.figures import confusion_matrices, learning_curves, roc_curves
+from lib.reporting.figures import (
+    confusion_matrices,
+    learning_curves,
+    read_learning_curves,
+    roc_curves,
+)
 from lib.reporting.pictures import save_figure
 
 LONG_NAMES = [f"EMARS-APS number {number} with conventional segmentation" for number in range(8)]
@@ -136,3 +141,27 @@ def test_no_text_overlaps_and_legends_stay_off_the_data(draw):
         (one, two) for k, one in enumerate(boxes) for two in boxes[k + 1 :] if one.overlaps(two)
     ]
     assert not overlapping
+
+
+def test_histories_are_grouped_as_they_are_drawn(tmp_path):
+    """Lungs together; each classifier by itself, its networks and segmentations side by side."""
+    one = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5]})
+    two = pd.concat([one.assign(network="LSTM"), one.assign(network="Swin")])
+    written = {
+        "lungs/unet-phantom": one,
+        "lungs/sam-phantom": one,
+        "phantom/racnet-none": one,
+        "phantom/racnet-sam2clip2sam": one,
+        "phantom/acvlab-none": two,
+    }
+    for name, table in written.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    groups = read_learning_curves(tmp_path)
+    assert {name: list(histories) for name, histories in groups.items()} == {
+        "lungs": ["sam, phantom", "unet, phantom"],
+        "phantom_acvlab": ["LSTM, none", "Swin, none"],
+        "phantom_racnet": ["racnet, none", "racnet, sam2clip2sam"],
+    }
+    pd.testing.assert_frame_equal(groups["lungs"]["sam, phantom"], one)
+    assert learning_curves(groups["phantom_acvlab"]).axes[0].get_xlabel() == "Epoch"

@@ -11,6 +11,7 @@ from lib.reporting.pictures import (
     example_slices,
     hounsfield_histogram,
     save_figure,
+    save_figures,
     scan_overview,
 )
 
@@ -122,3 +123,10 @@ def test_a_figure_stays_in_its_folder(tmp_path, name):
 def test_no_slices_are_refused():
     with pytest.raises(ValueError, match="something to show"):
         example_slices([])
+
+
+def test_figures_are_saved_under_their_names_and_given_back(tmp_path):
+    figures = {name: example_slices([ExampleSlice(name, VOXELS)]) for name in ("b", "a")}
+    assert save_figures(figures, tmp_path) == list(figures.values())
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["a.pdf", "a.png", "b.pdf", "b.png"]

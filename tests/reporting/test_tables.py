@@ -15,15 +15,18 @@ from lib.reporting.tables import (
     SystemRun,
     classification_table,
     data_table,
+    expected_runs,
     heading,
     metrics_by_run,
     printable,
+    publish_table,
     read_runs,
     read_score_tables,
     segmentation_by_class_table,
     segmentation_claim_table,
     segmentation_paired_table,
     segmentation_table,
+    segmentation_tables,
     write_table,
 )
 
@@ -252,6 +255,22 @@ def test_without_true_masks_the_tables_are_empty_but_written(tmp_path):
         assert files[1].read_text().startswith("**Nothing.**")
 
 
+def test_all_tables_of_segmentation_are_those_of_their_builders():
+    scores = make_claim_scores()
+    made = segmentation_tables(scores, seed=0)
+    builders = {
+        "segmentation": segmentation_table,
+        "segmentation_claim": segmentation_claim_table,
+        "segmentation_by_class": segmentation_by_class_table,
+        "segmentation_paired": segmentation_paired_table,
+    }
+    assert list(made) == list(builders)
+    for name, build in builders.items():
+        table, caption = made[name]
+        pd.testing.assert_frame_equal(table, build(scores, seed=0))
+        assert "means with 95 % intervals over patients" in caption
+
+
 def test_scores_are_read_in_the_order_given_and_identifiers_stay_text(tmp_path):
     paths = [tmp_path / f"{name}.csv" for name in ("unet", "none", "bcdunet")]
     for path in (paths[0], paths[2]):
@@ -345,6 +364,16 @@ def test_classification_table_needs_published_values_of_one_table():
         )
 
 
+def test_every_system_on_every_segmentation_is_expected():
+    runs = expected_runs(["phantom"], ["MDAP", "RACNet"], ["none", "sam2clip2sam"])
+    assert runs == [
+        SystemRun("MDAP", "none", "phantom"),
+        SystemRun("MDAP", "sam2clip2sam", "phantom"),
+        SystemRun("RACNet", "none", "phantom"),
+        SystemRun("RACNet", "sam2clip2sam", "phantom"),
+    ]
+
+
 def test_runs_are_named_by_their_files_and_expected_ones_come_first(tmp_path):
     predictions = make_predictions().drop(columns="patient_id")
     files = [tmp_path / "phantom" / f"{name}.csv" for name in ("mdap-sam2clip2sam", "mine-unet")]
@@ -431,6 +460,16 @@ def test_tables_are_written_three_times_with_the_same_bytes(tmp_path):
         file.name for file in first
     )
     assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+
+
+def test_a_published_table_is_given_as_it_stands_in_its_markdown_file(tmp_path):
+    table = make_table({RACNET: make_predictions()})
+    text = publish_table(table, tmp_path / "a", "scores", "Scores.", decimals=2)
+    files = write_table(table, tmp_path / "b", "scores", "Scores.", decimals=2)
+    assert text == files[1].read_text()
+    assert [(tmp_path / "a" / f.name).read_bytes() for f in files] == [
+        f.read_bytes() for f in files
+    ]
 
 
 def test_csv_keeps_every_digit(tmp_path):
