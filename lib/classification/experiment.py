@@ -23,6 +23,7 @@ from lib import training
 from lib.classification.inputs import BINARY_CLASSES, ScanItem, content_digest, scan_items
 from lib.classification.task import Task
 from lib.data.files import save_csv
+from lib.data.manifest import read_manifest
 from lib.data.scan_map import map_scans
 from lib.data.splits import TEST
 from lib.evaluation.classification import predictions_table
@@ -99,6 +100,26 @@ def cases(
     return [Case(*row) for row in zip(items, *columns, strict=True)]
 
 
+def prepared_cases(
+    data: Path, data_set: str, segmentation: str, *, positive: Container[str]
+) -> list[Case]:
+    """The labelled scans of a prepared and segmented data set.
+
+    Args:
+        data: folder of all data.
+        data_set: its name.
+        segmentation: whose masks are laid over the scans.
+        positive: labels that count as COVID-19.
+    """
+    prepared = data / "prepared" / data_set
+    return cases(
+        read_manifest(prepared).dropna(subset="label"),
+        scans=prepared / "scans",
+        masks=data / "segmented" / data_set / segmentation,
+        positive=positive,
+    )
+
+
 def part(found: Iterable[Case], *splits: str) -> list[Case]:
     """The cases of some parts, in their order."""
     return [case for case in found if case.split in splits]
@@ -127,6 +148,34 @@ def cross_runs(
             learned=found,
             tested=tested,
         )
+
+
+def compared_runs(
+    compared: Mapping[tuple[str, str, int], Mapping[str, Sequence[Case]]],
+    classifiers: Iterable[str],
+    *,
+    presets: Mapping[str, str],
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[Run]:
+    """`cross_runs` of several classifiers on several comparisons.
+
+    Args:
+        compared: by name of the comparison, input and seed the cases of its data sets.
+        classifiers: modules of `lib.classification`.
+        presets: of each data set.
+        settings: of each classifier and preset.
+    """
+    runs: list[Run] = []
+    for (comparison, shown, seed), sets in compared.items():
+        for name in classifiers:
+            systems = {
+                data_set: System(classifier=name, preset=preset, settings=settings[name][preset])
+                for data_set in sets
+                for preset in [presets[data_set]]
+            }
+            about = {"comparison": comparison, "system": name, "input": shown, "seed": seed}
+            runs += cross_runs(sets, systems, about)
+    return runs
 
 
 def run_all(

@@ -9,8 +9,10 @@ from lib.classification.experiment import (
     Run,
     System,
     code_files,
+    compared_runs,
     cross_runs,
     part,
+    prepared_cases,
     read_result,
     run_all,
     run_inputs,
@@ -116,3 +118,42 @@ def test_every_data_set_is_trained_on_and_tested_on(found):
         assert {name: len(cases) for name, cases in run.tested.items()} == {"A": 2, "B": 2}
         assert run.tested["B"] == there[6:]
     assert [run.learned[0].patient_id for run in runs] == ["patient 0", "other patient 0"]
+
+
+def test_every_classifier_is_run_in_every_comparison_with_the_preset_of_its_data_set(found):
+    settings = {
+        "mdap": {"small": {"a": 1}, "paper": {"a": 2}},
+        "mc3_18": {"small": {}, "paper": {}},
+    }
+    compared = {("scanners", "none", 0): {"A": found, "B": found}, ("pair", "x", 1): {"A": found}}
+    runs = compared_runs(
+        compared, ["mdap", "mc3_18"], presets={"A": "small", "B": "paper"}, settings=settings
+    )
+    assert [run.name for run in runs] == [
+        "A-scanners-mdap-none-0",
+        "B-scanners-mdap-none-0",
+        "A-scanners-mc3_18-none-0",
+        "B-scanners-mc3_18-none-0",
+        "A-pair-mdap-x-1",
+        "A-pair-mc3_18-x-1",
+    ]
+    assert [run.system.settings for run in runs[:2]] == [{"a": 1}, {"a": 2}]
+    assert list(runs[-1].tested) == ["A"]
+
+
+def test_the_labelled_scans_of_a_prepared_data_set_are_its_cases(tmp_path):
+    (tmp_path / "prepared/mosmed").mkdir(parents=True)
+    (tmp_path / "prepared/mosmed/manifest.csv").write_text(
+        "scan_id,patient_id,split,label,slices,height,width\n"
+        "a,p,train,covid,1,2,2\nb,p,train,,1,2,2\nc,q,test,normal,1,2,2\n"
+    )
+    for folder in ("prepared/mosmed/scans", "segmented/mosmed/unet"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in "ac":
+            (tmp_path / folder / f"{name}.b2nd").touch()
+    found = prepared_cases(tmp_path, "mosmed", "unet", positive={"covid"})
+    assert [(c.scan.scan_id, c.scan.target, c.split, c.patient_id) for c in found] == [
+        ("a", 1, "train", "p"),
+        ("c", 0, "test", "q"),
+    ]
+    assert found[0].scan.mask == tmp_path / "segmented/mosmed/unet/a.b2nd"
