@@ -8,6 +8,7 @@ Weights are random, so no accuracy can be asked for: what is tested is that noth
 import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing import get_context
 from time import perf_counter
@@ -19,10 +20,13 @@ import torch
 import yaml
 from lightning_fabric import Fabric, seed_everything
 
+from lib.classification import cnn_bert
 from lib.classification.inputs import ScanItem
 from lib.data.readers import read_scan
+from lib.data.selection import Selection
 from lib.data.store import open_volume, save_volume
 from lib.segmentation.morphology import MorphologySegmenter
+from lib.segmentation.slice_selection import BOX, kept_range, measure_slices, volume_box
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -34,7 +38,7 @@ SCANS = {
 }
 CLASSIFIERS = (
     "racnet", "mdap", "fdvts", "fdvts_video", "acvlab", "mc3_18", "densenet3d121", "covidnet3d",
-    "emars_aps",
+    "emars_aps", "cnn_bert",
 )  # fmt: skip
 UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
 
@@ -101,3 +105,37 @@ def test_the_published_size_judges_real_scans(classifier, scans, repository):
     assert found.probabilities.shape == (len(SCANS), 2)
     assert np.isfinite(found.probabilities).all()
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
+
+
+def selected(scan, settings):
+    """A scan with the slices that the selection keeps, and its body box."""
+    measured = measure_slices(open_volume(scan.volume))
+    rule = settings | {"least_distance": settings["least_distance"]["train"]}
+    kept = kept_range(measured["ratio"].to_numpy(), **rule)
+    inside = measured["slice"].between(kept.first, kept.last)
+    box = volume_box(measured.loc[inside, BOX].to_numpy())
+    return replace(scan, selection=Selection(scan.scan_id, "covid", kept.first, kept.last, box))
+
+
+@pytest.mark.parametrize("configuration", ["rml_msc_affine", "rml_msc_cropped"])
+def test_real_scans_are_selected_composed_and_embedded(configuration, scans, repository):
+    parameters = yaml.safe_load((repository / "params.yaml").read_text())
+    presets = parameters["classify"]["cnn_bert"]
+    settings = presets["paper"] | presets["configurations"][configuration]
+    seed_everything(0, verbose=False)
+    model = cnn_bert.build(**cnn_bert.VARIANTS["paper"]).eval()
+    for scan in (selected(one, parameters["select_slices"]) for one in scans):
+        begin = perf_counter()
+        found = cnn_bert.embed_scan(model, scan, settings=settings, fabric=Fabric(devices=1))
+        seconds, kept = perf_counter() - begin, len(scan.selection)
+        print(f"\n{scan.scan_id}: {kept} slices, {len(found['positions'])} sets, {seconds:.1f} s")
+        assert found["embeddings"].shape == (len(found["positions"]), 512)
+        assert all(bool(values.isfinite().all()) for values in found.values())
+        assert found["positions"].unique().tolist() == list(range(kept))  # fewer than 32
+        pictures = cnn_bert.shown(scan, settings)
+        assert pictures.shape == (32, 224, 224, 3)
+        raw, mask, lungs = np.moveaxis(pictures, -1, 0)
+        assert 0.1 < (mask > 127).mean() < 0.75  # the body box alone may be full of lung
+        inside, outside = mask == 255, mask == 0
+        assert (lungs[outside] == 0).all()
+        assert np.abs(lungs[inside].astype(int) - raw[inside]).max() <= 1  # resizing rounds
