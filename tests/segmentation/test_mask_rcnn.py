@@ -26,7 +26,6 @@ torch.set_num_threads(1)
 
 PUBLISHED = ("paper2020", "head2023")
 TINY = VARIANTS["small"] | {
-    "stages": [1, 2],
     "width": 16,
     "box_width": 32,
     "mask_widths": [16],
@@ -81,15 +80,10 @@ def test_each_part_has_the_published_number_of_parameters(variant):
     assert statistics(network) == 53_120
 
 
-@pytest.mark.parametrize(
-    ("variant", "numbers"),
-    [("light34", 11_449_186), ("light18", 6_056_290), ("small", None)],
-)
-def test_light_networks(variant, numbers):
+@pytest.mark.parametrize(("variant", "numbers"), [("light34", 11_449_186), ("light18", 6_056_290)])
+def test_light_networks_have_few_parameters_and_statistics(variant, numbers):
     network = described(variant, classes=1)
-    if numbers:
-        assert parameters(network) + statistics(network) == numbers
-    assert parameters(network) < parameters(described("head2023")) / 2
+    assert parameters(network) + statistics(network) == numbers
 
 
 @pytest.mark.parametrize(("variant", "batch"), [("paper2020", 1024), ("head2023", 256)])
@@ -117,7 +111,9 @@ def test_norms_of_the_published_network_learn():
     assert all(type(norm) is nn.BatchNorm2d and norm.weight.requires_grad for norm in norms)
 
 
-@pytest.mark.parametrize(("variant", "levels"), [("paper2020", 5), ("head2023", 4), ("light18", 1)])
+@pytest.mark.parametrize(
+    ("variant", "levels"), [("paper2020", 5), ("head2023", 4), ("light18", 1), ("small", 2)]
+)
 def test_levels_and_anchors(variant, levels):
     network = described(variant)
     assert network.rpn.anchor_generator.num_anchors_per_location() == [30] * levels
