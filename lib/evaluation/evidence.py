@@ -29,7 +29,7 @@ from lib.evaluation.statistics import bootstrap_interval, mean_statistic, weight
 NETWORK, RANDOM_WEIGHTS, LUNG_AREA = "network", "random_weights", "lung_area"
 ATTRIBUTIONS = (NETWORK, RANDOM_WEIGHTS, LUNG_AREA)
 MEASURES = ("roc_auc", "spearman", "lesion_share")
-TABLES = ("evidence", "slices", "summary")
+TABLES = ("evidence", "slices", "summary", "by_label")
 PROFILE_COLUMNS = ["scan_id", "slice", "lesion_area", *ATTRIBUTIONS]
 SIMILARITY = "similarity_random_weights"  # of trained and random network: near 1 is a warning
 
@@ -171,7 +171,8 @@ def evidence_tables(
 
     Returns:
         ``evidence``, a row per scan with patient and label (no measure without lesion); ``slices``,
-        a row per slice of `slice_profile`; ``summary`` of `summarise_evidence`.
+        a row per slice of `slice_profile`; ``summary`` of `summarise_evidence`; ``by_label``, the
+        same for the scans of each label.
     """
     rows, profiles = [], [pd.DataFrame(columns=PROFILE_COLUMNS)]
     for scan_id, evidence in found:
@@ -184,10 +185,17 @@ def evidence_tables(
     known = manifest[["scan_id", "patient_id", "label"]]
     measured = ["slices", "slices_with_lesion", *score_columns(), SIMILARITY, "unexplained"]
     table = pd.DataFrame(rows, columns=["scan_id", *measured]).merge(known, on="scan_id")
+    by_label = {
+        label: summarise_evidence(scans, seed=seed)
+        for label, scans in table.groupby("label")
+        if scans["slices_with_lesion"].gt(0).any()
+    }
+    empty = {"": summarise_evidence(table.iloc[:0], seed=seed)}
     return {
         "evidence": table[[*known.columns, *measured]],
         "slices": pd.concat(profiles[1:] or profiles, ignore_index=True),
         "summary": summarise_evidence(table, seed=seed),
+        "by_label": pd.concat(by_label or empty, names=["label"]).reset_index("label"),
     }
 
 

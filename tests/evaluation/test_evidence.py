@@ -165,6 +165,10 @@ def test_a_scan_whose_every_slice_holds_lesion_is_undefined_for_the_area_alone(t
     summary = tables["summary"].set_index(["measure", "attribution"])
     assert summary.loc[("roc_auc", "network"), ["measured", "undefined"]].tolist() == [1, 1]
     assert summary.loc[("lesion_share", "network"), ["measured", "undefined"]].tolist() == [2, 0]
+    for label, rows in tables["by_label"].groupby("label"):
+        own = tables["evidence"][tables["evidence"]["label"] == label]
+        share = rows.set_index(["measure", "attribution"]).loc[("lesion_share", "network")]
+        assert share["value"] == pytest.approx(own["lesion_share_network"].mean())
     assert tables["slices"].groupby("scan_id").size().to_dict() == {"a": 6, "b": 6}
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "b"]
 
