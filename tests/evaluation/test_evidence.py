@@ -180,7 +180,7 @@ def test_without_any_lesion_there_are_tables_but_no_mean(found, tmp_path):
     for name, table in tables.items():
         save_csv(table, tmp_path / f"{name}.csv")
     read = read_evidence(tmp_path)
-    assert [len(read[name]) for name in read] == [len(found), 0, 0]
+    assert [len(read[name]) for name in read] == [len(found), 0, 0, 0]
     assert all(list(read[name]) == list(tables[name]) for name in read)
 
 
