@@ -33,6 +33,7 @@ def test_it_leaves_tables_and_figures(study):
     names += [f"segmentation_{kind}" for kind in ("claim", "by_class", "paired")]
     names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems", "confounder")]
     names += ["cost", "cross_data", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
+    names += ["mask_net_audit", "mask_net_audit_cells"]
     names += [f"cnn_bert_{kind}" for kind in ("table1", "table2", "table3", "effects", "audit")]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
