@@ -1,6 +1,6 @@
 """Benchmarks of segment everything and of SAM2CLIP2SAM against their originals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import lib.foundation.mask_generator as ours
 import lib.segmentation.plain_sam2clip2sam as plain
 import lib.segmentation.sam2clip2sam as sam2clip2sam
 from lib.data.scan import Scan, to_grey
+from lib.data.store import StoredVolume
 from lib.evaluation.segmentation import overlap
 from lib.foundation.mask_generator import MaskGenerator
 from lib.foundation.sam import build_sam
+from lib.inference import best_device
 from lib.reporting.benchmarks import compare
 from lib.reporting.pictures import STYLE, panels
 from lib.reporting.timing import time_parts
@@ -123,6 +125,55 @@ def compare_generators(
         "reference_parts": parts(time_parts(reference, original_parts)),
         "our_parts": parts(time_parts(mine, our_parts)),
     }
+
+
+def compare_modes(
+    sam: Sam, *, greys: Sequence[np.ndarray], repetitions: int, **settings: Any
+) -> dict[str, dict[str, Any]]:
+    """`compare_generators` for both modes, and for the exact one with a layer of crops.
+
+    Args:
+        sam: the small network.
+        greys: slices, uint8; crops, which take long, are timed once on the first.
+        repetitions: timed calls of each, in turn.
+        settings: of both generators.
+    """
+    compared = partial(compare_generators, sam, **settings)
+    return {
+        "small, exact": compared(greys=greys, repetitions=repetitions, mode="exact"),
+        "small, fast": compared(greys=greys, repetitions=repetitions, mode="fast"),
+        "small, exact, 1 layer of crops": compared(
+            greys=greys[:1], repetitions=1, mode="exact", crop_n_layers=1
+        ),
+    }
+
+
+def compare_random(variant: str, grey: np.ndarray, *, repetitions: int) -> dict[str, Any]:
+    """`compare_generators` for the exact mode of a large SAM of which a third of the masks pass.
+
+    Args:
+        variant: of `random_sam`.
+        grey: a slice, uint8.
+        repetitions: timed calls of each, in turn.
+    """
+    sam = random_sam(variant).to(best_device())
+    return compare_generators(
+        sam,
+        greys=[grey],
+        repetitions=repetitions,
+        mode="exact",
+        pred_iou_thresh=quality_quantile(sam, grey, share=1 / 3),
+        stability_score_thresh=0.0,
+    )
+
+
+def spread_slices(volumes: Iterable[StoredVolume | np.ndarray], count: int) -> list[np.ndarray]:
+    """Equidistant slices of each of some volumes, the first and the last included."""
+    return [
+        volume[index]
+        for volume in volumes
+        for index in np.linspace(0, len(volume) - 1, count, dtype=int)
+    ]
 
 
 def compare_lungs(

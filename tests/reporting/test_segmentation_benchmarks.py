@@ -1,15 +1,21 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from lib.foundation.clip import build_clip
+from lib.reporting import segmentation_benchmarks
 from lib.reporting.segmentation_benchmarks import (
     compare_generators,
     compare_lungs,
+    compare_modes,
+    compare_random,
     parts_figure,
     quality_quantile,
     random_sam,
+    spread_slices,
 )
 
 SETTINGS = {
@@ -54,3 +60,33 @@ def test_a_share_of_a_random_sams_masks_passes_its_quantile(greys):
     sam = random_sam("small")
     assert 0 <= quality_quantile(sam, greys[0], share=1 / 3) <= 1
     assert torch.equal(random_sam("small").image_encoder.pos_embed, sam.image_encoder.pos_embed)
+
+
+def test_modes_and_crops_are_compared_on_the_slices_that_are_asked(monkeypatch, greys):
+    asked = []
+
+    def note(sam, *, greys, **settings):
+        asked.append((sam, len(greys), settings))
+        return {}
+
+    monkeypatch.setattr(segmentation_benchmarks, "compare_generators", note)
+    found = compare_modes("sam", greys=greys, repetitions=3, pred_iou_thresh=0.3)
+    assert list(found) == ["small, exact", "small, fast", "small, exact, 1 layer of crops"]
+    shared = {"pred_iou_thresh": 0.3}
+    assert asked == [
+        ("sam", 2, shared | {"repetitions": 3, "mode": "exact"}),
+        ("sam", 2, shared | {"repetitions": 3, "mode": "fast"}),
+        ("sam", 1, shared | {"repetitions": 1, "mode": "exact", "crop_n_layers": 1}),
+    ]
+
+
+def test_a_random_sam_is_compared_at_a_threshold_that_leaves_masks(greys, monkeypatch):
+    sixteen = partial(segmentation_benchmarks.compare_generators, points_per_side=4)
+    monkeypatch.setattr(segmentation_benchmarks, "compare_generators", sixteen)
+    found = compare_random("small", greys[0], repetitions=1)
+    assert found["equal_masks"] == found["masks"] > 0
+
+
+def test_spread_slices_run_from_end_to_end():
+    volumes = [np.arange(5)[:, None, None], np.arange(9)[:, None, None]]
+    assert [one.item() for one in spread_slices(volumes, 3)] == [0, 2, 4, 0, 4, 8]
