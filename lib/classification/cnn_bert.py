@@ -189,7 +189,7 @@ def train(task: Task) -> Trained:
     seed_everything(task.seed, verbose=False)
     own = {name: settings[name] for name in ("network", "trunk_weights")}
     model = build(**task.variant, **own)
-    # The paper says Adam; the published code decouples the weight decay (FACTS 4.8).
+    # Without weight decay this is the paper's Adam; with it, the public code's (FACTS 4.8).
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
     )

@@ -125,7 +125,7 @@ def masked_pixels(
 
 
 def random_network(build: Callable[..., nn.Module], seed: int, **variant: Any) -> nn.Module:
-    """A network as it was before training, the control of Adebayo et al. 2018.
+    """A network with random weights, the control of Adebayo et al. 2018.
 
     Args:
         build: makes the network.

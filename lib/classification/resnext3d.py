@@ -22,9 +22,8 @@ from lib.classification.video_resnet import check_clips, video_trunk
 WIDTHS = (256, 512, 1024, 2048)
 BLOCKS = (3, 4, 23, 3)
 CARDINALITY = 32
-TEMPORAL_STRIDE = (
-    16  # slices of one time step: the pooling of the stem and stages 2 to 4 halve them
-)
+# Slices of one time step: the pooling of the stem and stages 2 to 4 halve them.
+TEMPORAL_STRIDE = 16
 
 
 class WideBottleneck(Bottleneck):

@@ -277,4 +277,5 @@ def read_example(path: Path) -> dict[str, np.ndarray]:
 
 def read_evidence(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables of `evidence_tables`, read back from ``<name>.csv`` in a folder."""
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    text = {"scan_id": str, "patient_id": str}
+    return {name: pd.read_csv(folder / f"{name}.csv", dtype=text) for name in TABLES}

@@ -1,9 +1,9 @@
 """Scores of experiments that were repeated with several seeds, with intervals.
 
 With one seed the interval is that of the other tables: patients are drawn with replacement. With
-several it is Student's of the mean over the seeds, which holds what patients and training vary by,
-since every seed draws patients and weights of its own; a percentile of three to five values would
-be too narrow.
+several it is Student's of the mean over the seeds: where each seed draws patients of its own, it
+holds what patients and training vary by; on the same patients, training alone. A percentile of
+three to five values would be too narrow.
 """
 
 from collections.abc import Sequence

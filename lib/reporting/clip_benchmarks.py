@@ -3,7 +3,8 @@
 The plain loop is the public code's way of reading (FACTS 4.5 to 4.7), written anew: for every clip,
 in every epoch and for every set of slices, each slice and its mask are opened as JPEG files with
 Pillow, composed, resized, and in training transformed one after another by torchvision. Both ways
-make the same draws and end in the same network, so that their clips agree but for rounding.
+make the same draws and end in the same network; their clips agree but for interpolation and
+rounding.
 
 What can be gained is bounded by the network, which costs the same in both: preparation is compared
 alone, and with the network.

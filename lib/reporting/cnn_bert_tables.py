@@ -6,7 +6,7 @@ perceptron over its embeddings, trained with one or several seeds.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,22 @@ from lib.evaluation.repeated import repeated_scores
 from lib.evaluation.statistics import REPETITIONS
 from lib.reporting.effects import Comparison, effect_table
 from lib.reporting.published import BEST, BEST_WITH_MLP
-from lib.reporting.tables import HIGH, LOW, NOT_MEASURED, NOT_RUN, SystemRun, with_published
+from lib.reporting.tables import (
+    HIGH,
+    LOW,
+    NO_LABELS,
+    NOT_MEASURED,
+    NOT_RUN,
+    SystemRun,
+    with_published,
+)
 
 PARTS = (VALIDATION, TEST)
 RUN = ("configuration", "perceptron")  # columns that name a run; "" is the network by itself
 COUNTS = ("run", "n", "seeds", "interval_over", "several_sets")
 DIFFERENCES = ("accuracy", "macro_f1", "roc_auc")
 CHOSEN_BY = "macro_f1"  # of the run that is compared with the paper's best
-NETWORK_FILE = re.compile(r"cnn_bert_(\w+)_seed(\d+)-\w+")
+NETWORK_FILE = re.compile(r"cnn_bert_(\w+)_seed(\d+)-unet_refined")  # the masks of the paper
 PERCEPTRON_FOLDER = re.compile(r"cnn_bert_(\w+)_seed(\d+)_mlp")
 
 
@@ -56,16 +64,24 @@ def run_name(configuration: str, perceptron: str = "") -> str:
     return f"{configuration} + {perceptron}" if perceptron else configuration
 
 
-def read_cnn_bert_runs(folder: Path, manifests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Predictions of all networks and perceptrons of the study.
+def read_cnn_bert_runs(
+    folder: Path,
+    manifests: Mapping[str, pd.DataFrame],
+    *,
+    configurations: Container[str],
+    seeds: Container[int],
+) -> pd.DataFrame:
+    """Predictions of the networks and perceptrons of this study; files of others are left alone.
 
     Args:
-        folder: holds ``<data set>/cnn_bert_<configuration>_seed<k>-<segmentation>.csv`` and
+        folder: holds ``<data set>/cnn_bert_<configuration>_seed<k>-unet_refined.csv`` and
             ``<data set>/cnn_bert_<configuration>_seed<k>_mlp/<pooling>_<activation>.csv``.
         manifests: of each data set; say which patient a scan is of.
+        configurations: of the networks to read.
+        seeds: likewise.
 
     Returns:
-        The rows of all files with ``data_set``, ``configuration``, ``perceptron``, ``seed`` and
+        The rows of these files with ``data_set``, ``configuration``, ``perceptron``, ``seed`` and
         ``patient_id``; no row where there is no file.
 
     Raises:
@@ -74,9 +90,36 @@ def read_cnn_bert_runs(folder: Path, manifests: Mapping[str, pd.DataFrame]) -> p
     tables = [pd.DataFrame(columns=["data_set", *RUN, "seed", "patient_id", "split"])]
     for data_set, manifest in manifests.items():
         for path, about in _files(folder / data_set):
+            if about["configuration"] not in configurations or about["seed"] not in seeds:
+                continue
             predictions = attach_patients(read_predictions(path), manifest)
             tables.append(predictions.assign(data_set=data_set, **about))
     return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def read_evidence_tables(scores: Path, data_sets: Iterable[str]) -> pd.DataFrame:
+    """Where networks found their evidence, of all explained runs.
+
+    Args:
+        scores: holds ``<data set>/evidence_<run>/summary.csv`` and ``by_label.csv`` of
+            ``lib.evaluation.evidence.evidence_tables``.
+        data_sets: to read.
+
+    Returns:
+        One row per data set, run, label (``all`` first), measure and attribution: its ``value``
+        with the interval, and on how many scans it was ``measured``.
+    """
+    found = [pd.DataFrame(columns=["data_set", "run", "label", "measure", "attribution"])]
+    for data_set in data_sets:
+        for folder in sorted((scores / data_set).glob("evidence_*")):
+            together = pd.read_csv(folder / "summary.csv").assign(label="all")
+            rows = pd.concat([together, pd.read_csv(folder / "by_label.csv", dtype={"label": str})])
+            run = folder.name.removeprefix("evidence_")
+            found.append(rows.assign(data_set=data_set, run=run))
+    table = pd.concat(found[1:] or found, ignore_index=True)
+    keys = ["data_set", "run", "label", "measure", "attribution"]
+    columns = [*keys, "measured", "value", "value_low", "value_high"]
+    return table.rename(columns={"low": "value_low", "high": "value_high"}).reindex(columns=columns)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, dict[str, str | int]]]:
@@ -128,6 +171,7 @@ def cnn_bert_table(
         ValueError: if a published value occurs twice.
     """
     scores = _scores(predictions, rows, metrics, positive, seed, repetitions)
+    there = set(predictions[["data_set", *RUN]].itertuples(index=False, name=None))
     made = []
     for data_set in data_sets:
         for part in PARTS:
@@ -137,7 +181,8 @@ def cnn_bert_table(
                     about = {"data_set": data_set, "part": part, "system": row.system}
                     cells = _measured_cells(row, found, metrics)
                     values = _published_on(published, row.system, part)
-                    why = {NOT_MEASURED: not_measured if found is None else ""}
+                    absent = NO_LABELS if (data_set, *row[1:3]) in there else not_measured
+                    why = {NOT_MEASURED: absent if found is None else ""}
                     counts = {name: cells[name] for name in COUNTS}
                     made.append(about | counts | with_published(cells, metrics, values) | why)
     return _without_empty(pd.DataFrame(made), "several_sets")

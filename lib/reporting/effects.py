@@ -40,6 +40,7 @@ from lib.reporting.tables import (
     SystemRun,
     heading,
     published_of,
+    reason,
     tested_rows,
 )
 
@@ -155,7 +156,8 @@ def effect_table(
         cells = dict.fromkeys(_cell_names(metrics), np.nan) | {"n": 0, "patients": 0}
         if len(first) and len(second):
             cells |= _compared(comparison, first, second, metrics, positive, seed, repetitions)
-        why = {NOT_MEASURED: "" if cells["n"] else not_measured}
+        missing = any(predictions.get(run) is None for run in comparison.runs())
+        why = {NOT_MEASURED: reason(cells["n"], None if missing else first, not_measured)}
         gaps = _published_gaps(comparison, published, metrics, published_as or {})
         rows.append(comparison._asdict() | cells | gaps | why)
     names = [*Comparison._fields, *_cell_names(metrics)]

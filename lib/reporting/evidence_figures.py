@@ -27,6 +27,7 @@ from lib.evaluation.evidence import (
     read_evidence,
     read_example,
 )
+from lib.reporting import preprocessing_figure
 from lib.reporting.pictures import (
     LESION_OUTLINES,
     LINE_COLOURS,
@@ -283,10 +284,13 @@ def cnn_bert_figures(
         seed: of the intervals.
 
     Returns:
-        By kind: ``figure1`` always; ``attention`` where the run was embedded; ``evidence`` where it
-        was explained and scans hold lesions.
+        By kind: ``figure1`` where the masks of the U-Net are there; ``attention`` where the run was
+        embedded; ``evidence`` where it was explained and scans hold lesions.
     """
-    figures = {"figure1": preprocessing_case(data, data_set, manifest, positive=positive)}
+    figures = {}
+    shown = (preprocessing_figure.NETWORK, preprocessing_figure.REFINED)
+    if all((data / "segmented" / data_set / name).is_dir() for name in shown):
+        figures["figure1"] = preprocessing_case(data, data_set, manifest, positive=positive)
     embeddings = data / "embeddings" / data_set / run
     if embeddings.is_dir():
         scans = shown_part(manifest.dropna(subset="label"))

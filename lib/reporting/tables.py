@@ -37,6 +37,7 @@ from lib.evaluation.statistics import (
 
 NOT_RUN = "not run"
 FULL_ONLY = "only in the full study"
+NO_LABELS = "no labelled scan in this part"
 NOT_MEASURED = "not_measured"
 UNDEFINED = "–"
 LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
@@ -556,8 +557,7 @@ def classification_table(
         remarks on the published values, and ``not_measured``, empty where it was.
 
     Raises:
-        ValueError: when predictions are invalid or hold no row of the split, or when a published
-            value occurs twice.
+        ValueError: when predictions are invalid, or when a published value occurs twice.
     """
     rows = []
     for run, table in predictions.items():
@@ -568,7 +568,7 @@ def classification_table(
         is_positive = tested["label"] == positive
         counts = {"n": len(tested), "n_positive": int(is_positive.sum())}
         named = run._replace(system=(published_as or {}).get(run.system, run.system))
-        why = "" if len(tested) else not_measured
+        why = reason(len(tested), table, not_measured)
         rows.append(
             run._asdict()
             | counts
@@ -578,8 +578,23 @@ def classification_table(
     return pd.DataFrame(rows)
 
 
+def reason(measured: int, predictions: pd.DataFrame | None, not_measured: str) -> str:
+    """Why nothing was measured; empty where something was.
+
+    Args:
+        measured: number of scans.
+        predictions: of the system; None where it was not run.
+        not_measured: what to say then.
+    """
+    if measured:
+        return ""
+    return not_measured if predictions is None else NO_LABELS
+
+
 def tested_rows(run: SystemRun, predictions: pd.DataFrame | None, split: str) -> pd.DataFrame:
     """The checked rows of a split; no row for a system that was not run.
+
+    A published test part may come without labels (COV19-CT-DB's does): it has no rows either.
 
     Args:
         run: named where the predictions are at fault.
@@ -587,14 +602,12 @@ def tested_rows(run: SystemRun, predictions: pd.DataFrame | None, split: str) ->
         split: rows to use.
 
     Raises:
-        ValueError: when predictions are invalid or hold no row of the split.
+        ValueError: when predictions are invalid.
     """
     if predictions is None:
         return pd.DataFrame(columns=["label", "patient_id"])
     try:
         validate_predictions(predictions)
-        if not (predictions["split"] == split).any():
-            raise ValueError(f"predictions hold no row of the split {split}")
     except ValueError as error:
         raise ValueError(f"{' / '.join(run)}: {error}") from error
     return predictions[predictions["split"] == split]

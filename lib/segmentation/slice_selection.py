@@ -8,10 +8,11 @@ chest wall, the coarse routine takes a lung for air outside the body, also in th
 
 Paper and code differ, and this is the code's reading: the paper lowers the threshold until 8 slices
 remain, the code until first and last hit lie 8 slices apart (in the test part 0), with 2 hits at
-least; the paper lets the threshold reach 0, the code ends at 0.1. What happens to a scan that no
-threshold suits is said by neither. It is kept here, as the published lists keep theirs (their
-shortest range is one slice): with the range of the lowest threshold, or with all its slices where
-no slice has any lung, and the table says so.
+least; the paper lets the threshold reach 0, the code ends at 0.1. The code made the published
+lists, so it is followed; the paper's numbers are named beside ours in `params.yaml`. What happens
+to a scan that no threshold suits is said by neither. It is kept here, as the published lists keep
+theirs (their shortest range is one slice): with the range of the lowest threshold, or with all its
+slices where no slice has any lung, and the table says so.
 
 Deviation: slices of another size than 512 x 512 are not resized first; the routine's lengths scale
 with the slice, so that boxes are in pixels of the stored slices. On 40 phantoms of 256 x 256 pixels

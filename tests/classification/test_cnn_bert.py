@@ -2,10 +2,12 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
@@ -121,6 +123,17 @@ def test_another_network_is_refused():
         ValueError, match=r"w\.pth holds weights of R\(2\+1\)D-34, not of resnext3d"
     ):
         build(**SMALL, network=RESNEXT3D, trunk_weights="w.pth")
+
+
+def test_every_configuration_can_be_built_from_either_preset(repository):
+    presets = yaml.safe_load((repository / "params.yaml").read_text())["classify"]["cnn_bert"]
+    for (name, changes), preset in product(presets["configurations"].items(), VARIANTS):
+        settings = presets[preset] | {"trunk_weights": "w.pth"} | changes
+        assert set(settings) == set(presets["paper"]), name
+        if settings["network"] == RESNEXT3D:  # the weights are of the other trunk
+            assert settings["trunk_weights"] is None
+        with torch.device("meta"):
+            build(**VARIANTS[preset], network=settings["network"])
 
 
 def test_the_trunk_starts_from_a_file_of_weights(tmp_path):

@@ -13,6 +13,7 @@ from lib.reporting.cnn_bert_tables import (
     cnn_bert_effect_table,
     cnn_bert_table,
     read_cnn_bert_runs,
+    read_evidence_tables,
 )
 from lib.reporting.effects import systems_figure
 from lib.reporting.published import published_values
@@ -22,6 +23,7 @@ TABLE_1, TABLE_2, TABLE_3 = (published_values("cnn_bert", f"Table {k}") for k in
 BASELINE = TableRow("baseline without MLP", "rml_msc_affine")
 POOLED = TableRow("MLP, both, sigmoid", "rml_msc_affine", "both_sigmoid")
 ABSENT = TableRow("MLP, max, ReLU", "rml_msc_affine", "max_relu")
+WANTED = {"configurations": ["rml_affine_without_bert", "rml_msc_affine"], "seeds": [0, 2]}
 OPTIONS = {"data_sets": ["phantom"], "positive": "covid", "seed": 0, "repetitions": 50}
 
 
@@ -174,18 +176,54 @@ def test_files_are_read_with_what_their_names_say(tmp_path):
     for name in (
         "cnn_bert_rml_affine_without_bert_seed0-unet_refined.csv",
         "cnn_bert_rml_msc_affine_seed2_mlp/mean_tanh.csv",
+        "cnn_bert_rml_msc_affine_seed2-morphology.csv",  # other masks than the paper's
+        "cnn_bert_rml_msc_affine_seed1-unet_refined.csv",  # left from another study
+        "cnn_bert_rrr_msc_seed0-unet_refined.csv",
         "racnet-none.csv",
         "other_mlp/mean_tanh.csv",
     ):
         frame[columns].to_csv(folder / name, index=False)
-    found = read_cnn_bert_runs(tmp_path, {"phantom": frame[["scan_id", "patient_id"]]})
+    found = read_cnn_bert_runs(tmp_path, {"phantom": frame[["scan_id", "patient_id"]]}, **WANTED)
     names = ["data_set", "configuration", "perceptron", "seed"]
     assert found[names].drop_duplicates().to_numpy().tolist() == [
         ["phantom", "rml_affine_without_bert", "", 0],
         ["phantom", "rml_msc_affine", "mean_tanh", 2],
     ]
     assert found["patient_id"].tolist() == 2 * frame["patient_id"].tolist()
-    assert read_cnn_bert_runs(tmp_path / "none", {"phantom": frame}).empty
+    assert read_cnn_bert_runs(tmp_path / "none", {"phantom": frame}, **WANTED).empty
+
+
+def test_a_part_without_labelled_scans_is_told_from_a_run_that_is_not_there():
+    frame = made_run(1.0)
+    table = cnn_bert_table(
+        frame[frame["split"] == "validation"],
+        [BASELINE, ABSENT],
+        TABLE_2,
+        metrics=["accuracy"],
+        **OPTIONS,
+    )
+    assert table.set_index(["part", "system"])["not_measured"].to_dict() == {
+        ("validation", BASELINE.system): "",
+        ("validation", ABSENT.system): "not run",
+        ("test", BASELINE.system): "no labelled scan in this part",
+        ("test", ABSENT.system): "not run",
+    }
+
+
+def test_evidence_of_all_runs_stands_in_one_table(tmp_path):
+    columns = {"measure": ["roc_auc"], "attribution": "network", "measured": 3, "low": 0.5}
+    folder = tmp_path / "phantom/evidence_cnn_bert_rml_msc_seed0"
+    folder.mkdir(parents=True)
+    whole = pd.DataFrame(columns | {"value": 0.75, "high": 0.9})
+    whole.to_csv(folder / "summary.csv", index=False)
+    whole.assign(label="covid", value=0.8).to_csv(folder / "by_label.csv", index=False)
+    table = read_evidence_tables(tmp_path, ["phantom", "other"])
+    assert table[["run", "label", "value"]].to_numpy().tolist() == [
+        ["cnn_bert_rml_msc_seed0", "all", 0.75],
+        ["cnn_bert_rml_msc_seed0", "covid", 0.8],
+    ]
+    assert "0.75 [0.50, 0.90]" in printable(table).to_string()
+    assert read_evidence_tables(tmp_path, ["other"]).empty
 
 
 def test_a_published_value_that_stands_twice_is_refused():

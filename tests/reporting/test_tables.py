@@ -343,13 +343,20 @@ def test_classification_table_takes_a_threshold_per_system():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "validation"}, "RACNet / none / phantom: predictions hold no row of the split"),
+        ({"label": "other"}, r"RACNet / none / phantom: "),
         ({"probability_covid": 2.0}, r"RACNet / none / phantom: .* outside \[0, 1\]"),
     ],
 )
 def test_classification_table_names_the_system_at_fault(change, message):
     with pytest.raises(ValueError, match=message):
         make_table({RACNET: make_predictions().assign(**change)})
+
+
+def test_a_part_without_labelled_scans_is_said_to_be_so():
+    table = make_table({RACNET: make_predictions().assign(split="validation"), UNPUBLISHED: None})
+    assert table["n"].tolist() == [0, 0]
+    assert table["not_measured"].tolist() == ["no labelled scan in this part", "not run"]
+    assert table.at[0, "macro_f1_published"] > 0
 
 
 def test_classification_table_needs_published_values_of_one_table():

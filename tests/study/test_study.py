@@ -34,7 +34,10 @@ def test_it_leaves_tables_and_figures(study):
     names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems", "confounder")]
     names += ["cost", "cross_data", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
     names += ["mask_net_audit", "mask_net_audit_cells"]
-    names += [f"cnn_bert_{kind}" for kind in ("table1", "table2", "table3", "effects", "audit")]
+    names += [
+        f"cnn_bert_{kind}"
+        for kind in ("table1", "table2", "table3", "effects", "evidence", "audit")
+    ]
     assert tables == {f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")}
     figures = {path.name for path in (study / "reports/figures").iterdir()}
     kinds = ["segmentation", "segmentation_claim", "sam2clip2sam_figure3", "sam2clip2sam_journey"]
