@@ -60,8 +60,8 @@ def channel_statistics(
 
     Args:
         channels: three letters, as for ``compose``.
-        by_letter: mean and deviation of R, M and L, for a network that starts at random; None for
-            one that starts from videos.
+        by_letter: mean and deviation of R, M and L, for a network that starts at random, where a
+            larger deviation makes a channel count less; None for one that starts from videos.
     """
     if by_letter is None:
         return VIDEO_STATISTICS
