@@ -116,6 +116,8 @@ def attention_figure(table: pd.DataFrame, *, seed: int, title: str = "") -> Figu
         _draw_attention(panel, mean_attention(table[table["head"] == head], seed=seed))
         panel.set_title(f"Head {head}")
         panel.tick_params(axis="x", labelrotation=90, labelsize=7)
+    for drawn in (axis, panels[0, 0]):  # the small ones share one axis
+        drawn.set_ylim(bottom=0)  # at last, since it ends the fitting of the top
     if title:
         figure.suptitle(title)
     classes = [name for name in CLASS_NAMES if name in set(table["label"])]
@@ -143,7 +145,6 @@ def _draw_attention(axis: Axes, means: pd.DataFrame) -> None:
     axis.set_xticks(
         range(len(tokens)), [name.replace("-", "\N{EN DASH}").replace(" ", "\n") for name in tokens]
     )
-    axis.set_ylim(bottom=0)
 
 
 def _whiskers(rows: pd.DataFrame) -> np.ndarray:
