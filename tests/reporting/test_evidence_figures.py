@@ -122,12 +122,17 @@ def test_attention_by_class_and_head(data):
         line.get_ydata(orig=False) for line in figure.axes[2].lines if line.get_marker() == "o"
     ]
     np.testing.assert_allclose(points, [[0.5, 0.45, 0.05], [0.5, 0.25, 0.25]], atol=1e-6)
-    for axis in figure.axes:  # nothing is cut off
-        shown = np.concatenate([line.get_ydata() for line in axis.lines])
-        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > shown.max()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [
         "COVID-19 (n = 2)", "no COVID-19 (n = 2)",
     ]  # fmt: skip
+
+
+def test_no_attention_is_cut_off_whichever_head_has_most(data):
+    table = attention_table(data / "embeddings/set" / RUN, MANIFEST, positive=["covid"])
+    for heads in (table["head"], 3 - table["head"]):
+        for axis in attention_figure(table.assign(head=heads), seed=0).axes:
+            shown = np.concatenate([line.get_ydata() for line in axis.lines])
+            assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > shown.max()
 
 
 def test_nothing_to_show_is_said():
