@@ -106,6 +106,28 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
+def probabilities_by_part(predictions: pd.DataFrame, positive: str) -> Figure:
+    """Probability of a class, scan by scan, apart by part and true class.
+
+    Args:
+        predictions: of one system, all parts.
+        positive: the class.
+
+    Returns:
+        One row of points per part and true class; a line at the threshold.
+    """
+    rows = predictions.assign(part=predictions["split"] + ", " + predictions["label"])
+    figure, (axis,) = panels(1, size=(6.4, 3.6))
+    seaborn.stripplot(
+        rows.sort_values("part"), x=f"{PROBABILITY_PREFIX}{positive}", y="part", hue="label",
+        alpha=0.6, legend=False, ax=axis,
+    )  # fmt: skip
+    axis.set(xlim=(-0.02, 1.02), xlabel=f"Probability: {positive}", ylabel="")
+    axis.axvline(DEFAULT_THRESHOLD, color="0.8", zorder=0)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def roc_curves(
     predictions: Mapping[str, pd.DataFrame], *, positive: str, seed: int, split: str = TEST
 ) -> Figure:

@@ -9,6 +9,7 @@ from PIL import Image
 from lib.reporting.figures import (
     confusion_matrices,
     learning_curves,
+    probabilities_by_part,
     read_learning_curves,
     roc_curves,
 )
@@ -79,6 +80,17 @@ def test_roc_curves_tell_systems_apart_and_name_their_areas(names):
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     looks = {(line.get_color(), line.get_linestyle()) for line in curves}
     assert len(looks) == len(names)
+
+
+def test_probabilities_stand_by_part_and_class():
+    predictions = pd.concat([make_predictions(), make_predictions(seed=1).assign(split="train")])
+    (axis,) = probabilities_by_part(predictions, "covid").axes
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    groups = predictions["split"] + ", " + predictions["label"]
+    assert rows == sorted(groups.unique())
+    drawn = np.concatenate([points.get_offsets()[:, 0] for points in axis.collections])
+    np.testing.assert_allclose(np.sort(drawn), np.sort(predictions["probability_covid"]))
+    assert axis.lines[-1].get_xdata() == [0.5, 0.5]
 
 
 def test_a_roc_curve_needs_both_classes():
