@@ -12,7 +12,7 @@ for, each decoded once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -220,6 +220,21 @@ def load_composed(scan: ScanItem, *, channels: str, size: int, cropped: bool) ->
     return composed[np.arange(len(composed))]
 
 
+def composition(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `ComposedScan`, from a classifier's settings."""
+    return {
+        "channels": settings["channels"],
+        "size": settings["resized_size"],
+        "cropped": settings["cropped"],
+    }
+
+
+def middle(pictures: np.ndarray, size: int) -> np.ndarray:
+    """The middle of pictures, shape (..., size, size)."""
+    top, left, height, width = middle_crop(pictures.shape[-1], size)
+    return pictures[..., top : top + height, left : left + width]
+
+
 def judged_clip(
     composed: np.ndarray | ComposedScan,
     positions: np.ndarray,
@@ -238,9 +253,7 @@ def judged_clip(
     Returns:
         float32, normalised, shape (3, slices, size, size).
     """
-    pictures = composed[positions]
-    top, left, height, width = middle_crop(pictures.shape[-1], size)
-    middles = pictures[..., top : top + height, left : left + width]
+    middles = middle(composed[positions], size)
     return normalised(middles.transpose(1, 0, 2, 3).astype(np.float32, order="C"), statistics)
 
 

@@ -23,8 +23,10 @@ from lib.classification.clips import (
     ChannelStatistics,
     ComposedScan,
     channel_statistics,
+    composition,
     judged_clip,
     load_composed,
+    middle,
     training_clip,
 )
 from lib.classification.inputs import ScanItem
@@ -220,7 +222,7 @@ def embed_scan(
         ``embeddings`` (sets, width), ``logits`` (sets, 2), ``attention`` (sets, heads, steps + 1),
         float32, and ``positions`` (sets, slices), int64, counted from the first selected slice.
     """
-    composed = load_composed(scan, **_composition(settings))
+    composed = load_composed(scan, **composition(settings))
     every = slice_sets(len(composed), settings["slices"])
     sets, which = np.unique(every, axis=0, return_inverse=True)  # two may be the same
     view = partial(
@@ -276,20 +278,9 @@ def shown(scan: ScanItem, settings: Mapping[str, Any]) -> np.ndarray:
     Returns:
         uint8, shape (slices, image_size, image_size, 3).
     """
-    composed = load_composed(scan, **_composition(settings))
+    composed = load_composed(scan, **composition(settings))
     chosen = composed[symmetrical_positions(len(composed), settings["slices"])]
-    margin = (composed.shape[-1] - settings["image_size"]) // 2
-    inside = slice(margin, margin + settings["image_size"])
-    return chosen[:, :, inside, inside].transpose(0, 2, 3, 1)
-
-
-def _composition(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How slices are composed under some settings."""
-    return {
-        "channels": settings["channels"],
-        "size": settings["resized_size"],
-        "cropped": settings["cropped"],
-    }
+    return middle(chosen, settings["image_size"]).transpose(0, 2, 3, 1)
 
 
 def _statistics(settings: Mapping[str, Any]) -> ChannelStatistics:
@@ -323,5 +314,5 @@ def _clips(
     scans: Sequence[ScanItem], settings: Mapping[str, Any], *, cache: bool = False
 ) -> ScanVolumes:
     """Scans as this module prepares them; what is not kept in memory is read a clip at a time."""
-    load = partial(load_composed if cache else ComposedScan, **_composition(settings))
+    load = partial(load_composed if cache else ComposedScan, **composition(settings))
     return ScanVolumes(scans, load=load, view=partial(_clip, settings=settings), cache=cache)

@@ -15,8 +15,14 @@ import torch
 from torch import nn
 
 from lib.classification.attribution import by_slice, integrated_gradients, output_change
-from lib.classification.clip_augmentation import WHITE, middle_crop
-from lib.classification.clips import ComposedScan, channel_statistics, judged_clip
+from lib.classification.clip_augmentation import WHITE
+from lib.classification.clips import (
+    ComposedScan,
+    channel_statistics,
+    composition,
+    judged_clip,
+    middle,
+)
 from lib.classification.inputs import ScanItem
 from lib.classification.resampling import symmetrical_positions
 from lib.data.store import open_volume
@@ -53,7 +59,7 @@ def explain_scan(
         ValueError: if a mask has another shape than the scan.
     """
     lesions, lungs = (truth / part / f"{scan.scan_id}.b2nd" for part in ("lesions", "lungs"))
-    composed = composed_scan(scan, settings)
+    composed = ComposedScan(scan, **composition(settings))
     positions = symmetrical_positions(len(composed), settings["slices"])
     seen = np.unique(positions)
     grey, lesion_pixels = masked_pixels(scan, lesions, seen, settings=settings)
@@ -86,16 +92,6 @@ def explain_scan(
     )
 
 
-def composed_scan(scan: ScanItem, settings: Mapping[str, Any]) -> ComposedScan:
-    """The kept slices of a scan as some settings compose them, read when they are asked for."""
-    return ComposedScan(
-        scan,
-        channels=settings["channels"],
-        size=settings["resized_size"],
-        cropped=settings["cropped"],
-    )
-
-
 def masked_pixels(
     scan: ScanItem, mask: Path, positions: np.ndarray, *, settings: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,10 +113,9 @@ def masked_pixels(
     shapes = [open_volume(path).shape for path in (scan.volume, mask)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{mask}: the mask has shape {shapes[1]}, its scan has {shapes[0]}")
-    size = settings["image_size"]
-    composed = composed_scan(replace(scan, mask=mask), {**settings, "channels": "RRM"})[positions]
-    top, left, height, width = middle_crop(composed.shape[-1], size)
-    middles = composed[..., top : top + height, left : left + width]
+    shown = composition(settings) | {"channels": "RRM"}
+    composed = ComposedScan(replace(scan, mask=mask), **shown)
+    middles = middle(composed[positions], settings["image_size"])
     return middles[:, 0], middles[:, 2].astype(np.float32) / np.float32(WHITE)
 
 

@@ -33,6 +33,7 @@ from lib.classification.clip_augmentation import draw_affine, draw_crop, middle_
 from lib.classification.clips import (
     ComposedScan,
     channel_statistics,
+    composition,
     load_composed,
     training_clip,
 )
@@ -208,13 +209,8 @@ def stored_clips(
         in_memory: composed and resized once, then kept; otherwise read for every clip.
     """
     load = load_composed if in_memory else ComposedScan
-    composition = {
-        "channels": settings["channels"],
-        "size": settings["resized_size"],
-        "cropped": False,
-    }
     statistics = channel_statistics(settings["channels"], settings["channel_statistics"])
-    opened = {one.item.scan_id: load(one.item, **composition) for one in scans}
+    opened = {one.item.scan_id: load(one.item, **composition(settings)) for one in scans}
 
     def clip(scan: FiledScan, seed: int) -> Tensor:
         return training_clip(
