@@ -93,7 +93,7 @@ def noisy_or(patches: Tensor) -> Tensor:
     """
     shares = functional.log_softmax(patches.float(), dim=2)
     absent = (-shares.exp()).clamp(min=SMALLEST - 1).log1p().sum(dim=1)  # of any disease
-    present = (-absent.exp()).clamp(min=SMALLEST - 1).log1p()
+    present = (-absent.expm1()).clamp(min=SMALLEST).log()  # exact for small probabilities too
     return torch.cat([shares[:, :, CONTROL].sum(1, keepdim=True), present[:, CONTROL + 1 :]], dim=1)
 
 
