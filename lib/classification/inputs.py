@@ -6,7 +6,7 @@ lengths), never padded, so that no time is spent on slices that do not exist.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -55,6 +55,16 @@ class ScanItem:
     target: int
     severity: str | None = None
     selection: Selection | None = None
+
+    def content(self) -> Iterator[bytes]:
+        """All that a classifier may see of it, for ``content_digest``."""
+        if self.selection is not None:
+            yield f"{self.selection}\n".encode()
+        known = (self.scan_id, str(self.target), self.severity)
+        yield (" ".join(filter(None, known)) + "\n").encode()
+        for path in (self.volume, self.mask):
+            if path is not None:
+                yield path.with_suffix(".json").read_bytes()
 
 
 class ScanBatch(NamedTuple):
@@ -121,23 +131,26 @@ def scan_items(
     return items
 
 
-def content_digest(items: Sequence[ScanItem]) -> str:
-    """SHA-256 over what the items hold: ids, targets, severities, selections, scans and masks.
+class Item(Protocol):
+    """What is classified: a scan, or a picture of `lib.classification.pictures`."""
 
-    The contents are taken from the sidecars that ``map_scans`` leaves beside each file.
+    target: int
+
+    def content(self) -> Iterator[bytes]: ...
+
+
+def content_digest(items: Sequence[Item]) -> str:
+    """SHA-256 over what the items hold: names, targets, severities, selections, scans and masks.
+
+    The contents of files are taken from the sidecars that ``map_scans`` leaves beside each.
 
     Args:
-        items: of ``scan_items``.
+        items: of ``scan_items`` or ``picture_items``.
     """
     digest = hashlib.sha256()
     for item in items:
-        if item.selection is not None:
-            digest.update(f"{item.selection}\n".encode())
-        known = (item.scan_id, str(item.target), item.severity)
-        digest.update((" ".join(filter(None, known)) + "\n").encode())
-        for path in (item.volume, item.mask):
-            if path is not None:
-                digest.update(path.with_suffix(".json").read_bytes())
+        for part in item.content():
+            digest.update(part)
     return digest.hexdigest()
 
 

@@ -6,12 +6,15 @@ A classifier is one module of this package, named as its predictions are. It bri
 - ``build(**variant) -> nn.Module``: the untrained network, or several in one module;
 - ``train(task) -> Trained``: learns from the training part as published, choosing on the validation
   part; the test part is never touched;
-- ``predict(model, scans, *, settings, fabric) -> probabilities``: float32 (scans, 2), of scans with
-  or without labels, in their order; settings are those of ``train``, fabric says device and
+- ``predict(model, scans, *, settings, fabric) -> probabilities``: float32 (scans, classes), of scans
+  with or without labels, in their order; settings are those of ``train``, fabric says device and
   precision;
 - ``shown(scan, settings) -> pictures``: uint8 (slices, height, width), or with three colours as the
   last axis, what the network sees of a scan before any augmentation;
 - ``CARD``: what is published of the system, and what of this is ours.
+
+The systems of the third paper judge single slices; to them the same is asked with pictures
+(`lib.classification.pictures`) in the place of scans, and with the classes that the task names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from lib.classification.inputs import BINARY_CLASSES, ScanItem, content_digest
+from lib.classification.inputs import BINARY_CLASSES, Item, content_digest
 from lib.data.splits import TRAIN, VALIDATION
 from lib.training import Loss, Row, Score, fit, schedules
 
@@ -61,45 +64,47 @@ class Task:
     """Scans to learn from, and how.
 
     Attributes:
-        scans: of all parts.
+        scans: of all parts; or pictures.
         splits: the part of each scan.
         variant: arguments of the classifier's ``build``.
         settings: its preset in params.yaml.
         fabric: device and precision.
         folder: where weights and learning curves go.
         seed: of everything random.
+        classes: names; a target is an index of them.
     """
 
-    scans: Sequence[ScanItem]
+    scans: Sequence[Item]
     splits: Sequence[str]
     variant: Mapping[str, Any]
     settings: Mapping[str, Any]
     fabric: Fabric
     folder: Path
     seed: int
+    classes: Sequence[str] = BINARY_CLASSES
 
     def __post_init__(self) -> None:
         if len(self.scans) != len(self.splits):
             raise ValueError(f"{len(self.scans)} scans, but {len(self.splits)} splits")
-        classes = {scan.target for scan in self.part(TRAIN)}
-        for target, name in enumerate(BINARY_CLASSES):
-            if target not in classes:
+        trained = {scan.target for scan in self.part(TRAIN)}
+        for target, name in enumerate(self.classes):
+            if target not in trained:
                 raise ValueError(f"the training part has no scan of the class {name!r}")
         if not self.part(VALIDATION):
             raise ValueError("the validation part is empty, so no epoch can be chosen")
 
-    def part(self, split: str) -> list[ScanItem]:
+    def part(self, split: str) -> list[Item]:
         """The scans of one part, in their order."""
         pairs = zip(self.scans, self.splits, strict=True)
         return [scan for scan, part in pairs if part == split]
 
     @property
-    def train(self) -> list[ScanItem]:
+    def train(self) -> list[Item]:
         """The training part."""
         return self.part(TRAIN)
 
     @property
-    def validation(self) -> list[ScanItem]:
+    def validation(self) -> list[Item]:
         """The validation part."""
         return self.part(VALIDATION)
 
@@ -153,7 +158,7 @@ def fit_network(
         model: the network.
         train_batches: with ``targets``, of the training part.
         validation_batches: likewise, of the validation part.
-        logits: from network and batch (on the device) to scores, shape (scans, 2).
+        logits: from network and batch (on the device) to scores, shape (scans, classes).
         optimizers: of the network.
         loss: of a training batch; None is the cross entropy of ``logits``.
         score: of network and validation batches, named as ``chosen_by`` says; None is the measure
@@ -225,8 +230,8 @@ def mean_loss(scores: Tensor, targets: Tensor) -> float:
 
 
 def macro_f1(scores: Tensor, targets: Tensor) -> float:
-    """Mean F1 of the two classes; one that is neither there nor predicted counts 0."""
-    labels = range(len(BINARY_CLASSES))
+    """Mean F1 of the classes; one that is neither there nor predicted counts 0."""
+    labels = range(scores.shape[1])
     return float(
         f1_score(targets, scores.argmax(1), labels=labels, average="macro", zero_division=0)
     )
