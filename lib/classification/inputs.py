@@ -136,7 +136,9 @@ class Item(Protocol):
 
     target: int
 
-    def content(self) -> Iterator[bytes]: ...
+    def content(self) -> Iterator[bytes]:
+        """All that a classifier may see of it."""
+        ...
 
 
 def content_digest(items: Sequence[Item]) -> str:

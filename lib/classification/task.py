@@ -6,9 +6,9 @@ A classifier is one module of this package, named as its predictions are. It bri
 - ``build(**variant) -> nn.Module``: the untrained network, or several in one module;
 - ``train(task) -> Trained``: learns from the training part as published, choosing on the validation
   part; the test part is never touched;
-- ``predict(model, scans, *, settings, fabric) -> probabilities``: float32 (scans, classes), of scans
-  with or without labels, in their order; settings are those of ``train``, fabric says device and
-  precision;
+- ``predict(model, scans, *, settings, fabric) -> probabilities``: float32 (scans, classes), of
+  scans with or without labels, in their order; settings are those of ``train``, fabric says device
+  and precision;
 - ``shown(scan, settings) -> pictures``: uint8 (slices, height, width), or with three colours as the
   last axis, what the network sees of a scan before any augmentation;
 - ``CARD``: what is published of the system, and what of this is ours.

@@ -47,7 +47,7 @@ def test_a_label_that_is_no_class_and_a_scan_that_is_not_stored_are_named(listed
     pictures, folder, _ = listed
     with pytest.raises(ValueError, match="a_0000 is 'covid', the classes are control"):
         picture_items(pictures, scans=folder, classes=["control"])
-    with pytest.raises(FileNotFoundError, match="b.b2nd is not there: prepare the data set"):
+    with pytest.raises(FileNotFoundError, match=r"b\.b2nd is not there: prepare the data set"):
         picture_items(pictures.assign(scan_id="b"), scans=folder, classes=CLASSES)
 
 
@@ -57,7 +57,7 @@ def test_a_picture_is_its_slice_through_the_lung_window(listed):
     np.testing.assert_array_equal(load_picture(items[1], size=12), apply_window(voxels[2]))
     halved = load_picture(items[1], size=6)
     means = apply_window(voxels[2]).reshape(6, 2, 6, 2).mean((1, 3))
-    assert np.abs(halved - means).max() <= 0.5
+    assert np.abs(halved - means).max() <= 1  # rows and columns are rounded one after another
     with pytest.raises(IndexError):
         load_picture(PictureItem("a_0009", "a", folder / "a.b2nd", 9, 0), size=6)
 
