@@ -9,6 +9,7 @@ it is nan, so that no average hides it:
 no case of the positive class                       sensitivity and ROC AUC are nan
 no case of any other class                          specificity and ROC AUC are nan
 nothing predicted positive                          precision is 0
+nothing predicted as a class                        precision of that class is 0
 a class that nobody has                             balanced accuracy is nan
 a class that nobody has and that nobody predicted   its F1 and with it the macro F1 are nan
 ==================================================  =============================================
@@ -272,9 +273,9 @@ def classification_scores(
     Returns:
         ``macro_f1`` (paper 000, equation 9), ``accuracy``, ``balanced_accuracy`` (the mean of the
         sensitivities of all classes, which paper 002 prints as its F1, FACTS 5.3), ``precision``,
-        ``sensitivity``, ``specificity``, ``roc_auc``, ``brier``, for every class ``f1_<class>`` and
-        ``sensitivity_<class>``, and the counts ``n`` and ``n_positive``. Undefined scores are nan
-        (see the head of this module).
+        ``sensitivity``, ``specificity``, ``roc_auc``, ``brier``, for every class ``f1_<class>``,
+        ``sensitivity_<class>`` and ``precision_<class>``, and the counts ``n`` and ``n_positive``.
+        Undefined scores are nan (see the head of this module).
     """
     truth = np.asarray(labels, dtype=object)
     predicted = predicted_classes(
@@ -284,11 +285,12 @@ def classification_scores(
     per_class = {"labels": list(classes), "average": None, "zero_division": np.nan}
     f1 = metrics.f1_score(truth, predicted, **per_class)
     sensitivity = metrics.recall_score(truth, predicted, **per_class)
+    precision = metrics.precision_score(truth, predicted, **per_class | {"zero_division": 0})
     return {
         "macro_f1": float(np.mean(f1)),
         "accuracy": float(metrics.accuracy_score(truth, predicted)),
         "balanced_accuracy": float(np.mean(sensitivity)),
-        "precision": float(metrics.precision_score(is_positive, called_positive, zero_division=0)),
+        "precision": float(precision[list(classes).index(positive)]),
         "sensitivity": float(sensitivity[list(classes).index(positive)]),
         "specificity": float(
             metrics.recall_score(~is_positive, ~called_positive, zero_division=np.nan)
@@ -299,6 +301,10 @@ def classification_scores(
         **{
             f"sensitivity_{name}": float(value)
             for name, value in zip(classes, sensitivity, strict=True)
+        },
+        **{
+            f"precision_{name}": float(value)
+            for name, value in zip(classes, precision, strict=True)
         },
         "n": len(truth),
         "n_positive": int(is_positive.sum()),

@@ -424,17 +424,19 @@ def _confusion_scores(
     total = confusion.sum(axis=(1, 2))
     f1 = _ratio(2 * right, true + called)
     sensitivity = _ratio(right, true)
+    precision = np.nan_to_num(_ratio(right, called), nan=0.0)
     false_positives = called[:, positive] - right[:, positive]
     negatives = total - true[:, positive]
     return {
         "macro_f1": f1.mean(axis=1),
         "accuracy": _ratio(right.sum(axis=1), total),
         "balanced_accuracy": sensitivity.mean(axis=1),
-        "precision": np.nan_to_num(_ratio(right[:, positive], called[:, positive]), nan=0.0),
+        "precision": precision[:, positive],
         "sensitivity": sensitivity[:, positive],
         "specificity": _ratio(negatives - false_positives, negatives),
         **{f"f1_{name}": f1[:, k] for k, name in enumerate(classes)},
         **{f"sensitivity_{name}": sensitivity[:, k] for k, name in enumerate(classes)},
+        **{f"precision_{name}": precision[:, k] for k, name in enumerate(classes)},
     }
 
 

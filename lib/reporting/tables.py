@@ -691,7 +691,8 @@ def heading(column: str) -> str:
         return f"{heading(column.removesuffix(PUBLISHED))}, published"
     if column in HEADINGS:
         return HEADINGS[column]
-    for prefix, label in (("f1_", "F1"), ("sensitivity_", "Sensitivity")):
+    prefixes = (("f1_", "F1"), ("sensitivity_", "Sensitivity"), ("precision_", "Precision"))
+    for prefix, label in prefixes:
         if column.startswith(prefix):
             return f"{label} ({column.removeprefix(prefix).replace('_', '-')})"
     text = column.replace("_", " ")

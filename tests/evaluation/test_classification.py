@@ -59,6 +59,8 @@ def test_scores_equal_hand_counts():
         "macro_f1": (2 / 3 + 4 / 5) / 2,
         "sensitivity_covid": 2 / 3,
         "sensitivity_non_covid": 4 / 5,
+        "precision_covid": 2 / 3,
+        "precision_non_covid": 4 / 5,
         "roc_auc": (5 + 5 + 2) / 15,  # pairs in which the covid scan ranks higher
         "brier": np.mean(np.square([0.1, 0.2, 0.8, 0.7, 0.1, 0.1, 0.3, 0.4])),
         "n": 8,
@@ -77,7 +79,12 @@ def test_scores_equal_hand_counts():
             {"sensitivity": 2 / 3},
         ),
         (["non_covid"] * 3, [0.9, 0.2, 0.1], {"roc_auc", "sensitivity"}, {"specificity": 2 / 3}),
-        (["covid", "non_covid"], [0.1, 0.2], set(), {"precision": 0.0, "f1_covid": 0.0}),
+        (
+            ["covid", "non_covid"],
+            [0.1, 0.2],
+            set(),
+            {"precision": 0.0, "precision_covid": 0.0, "precision_non_covid": 0.5, "f1_covid": 0.0},
+        ),
         (["covid"] * 2, [0.9, 0.9], {"roc_auc", "f1_non_covid", "macro_f1"}, {"accuracy": 1.0}),
         (["covid", "non_covid"], [0.5, 0.4999], set(), {"accuracy": 1.0, "macro_f1": 1.0}),
     ],
@@ -103,6 +110,8 @@ def test_scores_of_three_classes_are_one_against_the_rest():
     balanced = metrics.balanced_accuracy_score(truth, called)
     assert scores["balanced_accuracy"] == pytest.approx(balanced)
     assert scores["precision"] == pytest.approx(metrics.precision_score(truth == 2, called == 2))
+    precisions = [scores[f"precision_{name}"] for name in classes]
+    assert precisions == pytest.approx(metrics.precision_score(truth, called, average=None))
     assert scores["specificity"] == pytest.approx(np.mean(called[truth != 2] != 2))
     assert scores["roc_auc"] == pytest.approx(
         metrics.roc_auc_score(truth == 2, probabilities[:, 2])

@@ -411,6 +411,7 @@ def test_metrics_are_keyed_by_data_set_system_and_segmentation():
         ("f1_non_covid", "F1 (non-covid)"),
         ("sensitivity", "Sensitivity"),
         ("sensitivity_covid", "Sensitivity (covid)"),
+        ("precision_non_covid", "Precision (non-covid)"),
         ("roc_auc_published", "ROC AUC, published"),
         ("hd95", "HD95"),
         ("lung_missing_rate", "Lung missing rate"),
