@@ -4,7 +4,8 @@ The only file of the project with results typed by hand. Values stand as printed
 are targets, not truths: several contradict the papers' own formulas or could not have been
 obtained on the stated number of scans; those carry a remark (FACTS sections 4.10, 5.3 and 8.1).
 What the first paper says of its data and of its own margins stands here too; `lib.reporting.audit`
-derives the remarks on it, and those on the tables of the second and third.
+derives the remarks on it and on the tables of the second, `lib.reporting.mask_net_audit` those on
+the third.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
