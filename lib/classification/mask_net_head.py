@@ -92,8 +92,11 @@ class MaskNet(nn.Module):
         Returns:
             Logits, shape (pictures, classes).
         """
-        boxes = ranked_features(self.detector, pictures, count=self.head.boxes, **self.ranking)
-        return self.head(boxes)
+        return self.head(self.ranked(pictures))
+
+    def ranked(self, pictures: Sequence[Tensor] | Tensor) -> Tensor:
+        """What S sees of pictures, shape (pictures, boxes, 5)."""
+        return ranked_features(self.detector, pictures, count=self.head.boxes, **self.ranking)
 
 
 def without_masks(detector: MaskRCNN) -> MaskRCNN:

@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from lib.classification.inputs import BINARY_CLASSES, Item, content_digest
 from lib.data.splits import TRAIN, VALIDATION
+from lib.inference import file_sha256
 from lib.training import Loss, Row, Score, fit, schedules
 
 Logits = Callable[[nn.Module, Any], Tensor]
@@ -72,6 +73,7 @@ class Task:
         folder: where weights and learning curves go.
         seed: of everything random.
         classes: names; a target is an index of them.
+        start: file of trained weights that a classifier goes on from; None where it needs none.
     """
 
     scans: Sequence[Item]
@@ -82,6 +84,7 @@ class Task:
     folder: Path
     seed: int
     classes: Sequence[str] = BINARY_CLASSES
+    start: Path | None = None
 
     def __post_init__(self) -> None:
         if len(self.scans) != len(self.splits):
@@ -200,7 +203,8 @@ def fit_network(
             "settings": dict(task.settings),
             "variant": dict(task.variant),
             "data": content_digest([*task.train, *task.validation]),
-        },
+        }
+        | ({} if task.start is None else {"start": file_sha256(task.start)}),
     )
 
 
