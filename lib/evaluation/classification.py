@@ -79,21 +79,23 @@ def predictions_table(
     probabilities: np.ndarray,
     *,
     classes: Sequence[str],
+    identifier: str = "scan_id",
 ) -> pd.DataFrame:
     """A predictions table, as it is written to ``data/predictions``.
 
     Args:
-        scan_ids: of the scans.
+        scan_ids: of the scans; or names of pictures.
         splits: the split of each scan.
         targets: index of the true class of each scan.
         probabilities: shape (scans, classes).
         classes: their names, in the order of the columns.
+        identifier: one of `IDENTIFIERS`, the column of the names.
 
     Returns:
-        One row per scan: scan_id, split, label, one probability column per class.
+        One row per scan: its name, split, label, one probability column per class.
     """
     frame = pd.DataFrame(
-        {"scan_id": scan_ids, "split": splits, "label": [classes[target] for target in targets]}
+        {identifier: scan_ids, "split": splits, "label": [classes[target] for target in targets]}
     )
     frame[[f"{PROBABILITY_PREFIX}{name}" for name in classes]] = probabilities
     return frame
@@ -296,7 +298,7 @@ def classification_scores(
             metrics.recall_score(~is_positive, ~called_positive, zero_division=np.nan)
         ),
         "roc_auc": _roc_auc(is_positive, probabilities[:, list(classes).index(positive)]),
-        "brier": _brier(truth, probabilities, classes),
+        "brier": brier_score(truth, probabilities, classes=classes),
         **{f"f1_{name}": float(value) for name, value in zip(classes, f1, strict=True)},
         **{
             f"sensitivity_{name}": float(value)
@@ -318,13 +320,21 @@ def _roc_auc(is_positive: np.ndarray, probability: np.ndarray) -> float:
     return float(metrics.roc_auc_score(is_positive, probability))
 
 
-def _brier(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> float:
-    """Brier score; scikit-learn wants the classes in alphabetical order and rows that sum to 1."""
-    order = np.argsort(np.asarray(classes, dtype=str))
+def brier_score(
+    labels: Sequence[str], probabilities: np.ndarray, *, classes: Sequence[str]
+) -> float:
+    """Brier score, in [0, 1] for two classes and in [0, 2] for more (Brier's own sum).
+
+    Args:
+        labels: true class names, shape (rows,).
+        probabilities: shape (rows, classes); rows are divided by their sums.
+        classes: names of the columns of ``probabilities``.
+    """
+    order = np.argsort(np.asarray(classes, dtype=str))  # scikit-learn wants alphabetical order
     rows = probabilities[:, order]
     rows = rows / rows.sum(axis=1, keepdims=True)
     names = [classes[k] for k in order]
-    return float(metrics.brier_score_loss(truth, rows, labels=names))
+    return float(metrics.brier_score_loss(np.asarray(labels, object), rows, labels=names))
 
 
 def choose_threshold(predictions: pd.DataFrame, *, positive: str) -> float:
