@@ -97,13 +97,14 @@ def phantom(root: Path, rows: str) -> Path:
     return write(root, "scans.csv", PHANTOM_HEADER + rows)
 
 
-def test_phantom(tmp_path):
+@pytest.mark.parametrize("name", ["phantom", "phantom-8-bit"])
+def test_phantom(name, tmp_path):
     rows = (
         "p1,a,covid,train,S1\np2,a,pneumonia,validation,S2\n"
         "p3,b,normal,test,S1\np4,b,normal,test,S1\n"
     )
     touch(tmp_path, "scans/p4/lungs.nii.gz", "scans/p9/scan.nii.gz")
-    listing = list_scans("phantom", phantom(tmp_path, rows))
+    listing = list_scans(name, phantom(tmp_path, rows))
     volume, pictures = listing.scans
     assert (volume.patient_id, volume.label, volume.split) == ("a", COVID, TRAIN)
     assert volume.files == (tmp_path / "scans/p1/scan.nii.gz",)

@@ -17,7 +17,7 @@ from lib.data.datasets.folders import read_name_list
 from lib.data.datasets.ictcf import ICTCF
 from lib.data.datasets.mosmed import MOSMED
 from lib.data.datasets.own import OWN
-from lib.data.datasets.phantom import PHANTOM
+from lib.data.datasets.phantom import PHANTOM, PHANTOM_8_BIT
 from lib.data.datasets.source import (
     COVID,
     LABELS,
@@ -61,6 +61,7 @@ DATA_SETS: dict[str, DataSet] = {
     data_set.name: data_set
     for data_set in (
         PHANTOM,
+        PHANTOM_8_BIT,
         COV19_CT_DB_2021,
         COV19_CT_DB_2022,
         MOSMED,

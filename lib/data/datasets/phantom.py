@@ -1,6 +1,7 @@
-"""The study's own phantom data set, as `lib.data.phantom` writes it."""
+"""The study's own phantom data sets, as `lib.data.phantom` writes them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lib.data.datasets.folders import (
@@ -82,4 +83,10 @@ PHANTOM = DataSet(
         GROUND_GLASS_OPACITY: GROUND_GLASS_OPACITY,
         CONSOLIDATION: CONSOLIDATION,
     },
+)
+
+# Another hospital: other patients, another scanner, two classes, JPEG slices. Stands in for iCTCF,
+# which paper 002 fine-tunes on (its tables 8 and 9).
+PHANTOM_8_BIT = replace(
+    PHANTOM, name="phantom-8-bit", title="thorax phantoms of this study as 8-bit pictures"
 )

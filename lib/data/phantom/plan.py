@@ -1,7 +1,7 @@
 """Which scans a phantom data set holds: records, and the plan of a balanced set of them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +47,7 @@ def plan_phantoms(
     second_scan_share: float = 0.15,
     difficulty: float = 0.5,
     extra_slices: Sequence[int] = (),
+    labels: Collection[str] = LABELS,
 ) -> list[PhantomRecord]:
     """Plan a balanced data set; nothing is drawn yet.
 
@@ -61,21 +62,24 @@ def plan_phantoms(
         difficulty: see `PhantomRecord`.
         extra_slices: one extra scan per entry with exactly that many slices, for example
             ``(1, 700)``, in the first split, labels in turn.
+        labels: those to draw, in any order. Data sets of other seeds show other patients, also
+            where their numbers are equal.
 
     Returns:
         Records sorted by scan_id, which does not tell class or split.
 
     Raises:
-        ValueError: if a count, share, correlation or slice range makes no sense.
+        ValueError: if a count, share, correlation, slice range or label makes no sense.
     """
     correlation = dict(confounder_correlation or {})
+    drawn = _in_order(labels)
     _check_plan(scans_per_class, correlation, slices, extra_slices)
     _check_shares(scanner_b_share, second_scan_share, difficulty)
     rng = np.random.default_rng(seed)
     common = {"difficulty": float(difficulty), "seed": int(seed)}
     records = []
     for split, count in scans_per_class.items():
-        for label in LABELS:
+        for label in drawn:
             sign = 1 if label == COVID else -1
             confounder = _share_of(count, (1 + sign * correlation.get(split, 0.0)) / 2, rng)
             scanner_b = _share_of(count, scanner_b_share, rng)
@@ -85,9 +89,16 @@ def plan_phantoms(
             records += [_unnumbered(label, split, *row, **common) for row in rows]
     split = next(iter(scans_per_class))
     for i, length in enumerate(extra_slices):
-        label = LABELS[i % len(LABELS)]
+        label = drawn[i % len(drawn)]
         records.append(_unnumbered(label, split, f"extra {i}", i % 2, length, False, **common))
     return _number_records(records, rng)
+
+
+def _in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Labels in the order of `LABELS`, on which the draw depends."""
+    if not labels or not set(labels) <= set(LABELS):
+        raise ValueError(f"labels are some of {', '.join(LABELS)}, got {', '.join(labels)}")
+    return tuple(label for label in LABELS if label in labels)
 
 
 def _check_plan(

@@ -1,3 +1,7 @@
+import hashlib
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.phantom import COVID, LABELS, plan_phantoms
+from lib.data.phantom.plan import generator
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,6 +80,47 @@ def test_extra_lengths_come_on_top():
     }
 
 
+def test_the_default_phantoms_stay_what_they_were():
+    """Published figures of the study rest on these; a change of the plan must be on purpose."""
+    plan = plan_phantoms(
+        scans_per_class={"train": 12, "validation": 5, "test": 10},
+        seed=0,
+        slices=(12, 22),
+        extra_slices=(1, 50),
+        labels=LABELS[::-1],  # their order does not matter
+    )
+    text = json.dumps([asdict(record) for record in plan])
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "ba1f9f42c56c3fdbd959c484c8194fbaf52d71fd57d2e316540b466ada2dcc4e"
+    )
+
+
+def test_some_labels_alone_are_balanced_too():
+    plan = plan_phantoms(
+        scans_per_class={"train": 4, "test": 3},
+        seed=5,
+        labels=["normal", COVID],
+        extra_slices=(1, 2, 30),
+        slices=(4, 6),
+    )
+    counts = pd.DataFrame(plan).groupby(["split", "label"]).size().to_dict()
+    assert counts == {
+        ("train", COVID): 6,
+        ("train", "normal"): 5,
+        ("test", COVID): 3,
+        ("test", "normal"): 3,
+    }
+
+
+def test_equal_numbers_of_another_seed_are_other_patients():
+    first, second = (
+        plan_phantoms(scans_per_class={"train": 2}, seed=seed)[0] for seed in (0, 1000)
+    )
+    assert first.scan_id == second.scan_id
+    anatomies = [generator(record, "patient_0000", "anatomy") for record in (first, second)]
+    assert anatomies[0].random() != anatomies[1].random()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -87,6 +133,8 @@ def test_extra_lengths_come_on_top():
         ({"extra_slices": (0,)}, "at least one slice"),
         ({"difficulty": 2.0}, r"\[0, 1\]"),
         ({"scanner_b_share": -0.1}, r"\[0, 1\]"),
+        ({"labels": []}, "labels are some of covid, pneumonia, normal, got "),
+        ({"labels": ["flu"]}, "labels are some of covid, pneumonia, normal, got flu"),
     ],
 )
 def test_plan_refuses_nonsense(change, message):
