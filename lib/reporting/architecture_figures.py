@@ -7,7 +7,7 @@ shapes only.
 """
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from lib.reporting.pictures import LINE_COLOURS, STYLE, panels
+from lib.reporting.pictures import LINE_COLOURS, STYLE, new_figure, panels
 
 WHOLE = "whole network"
 COLUMN_INCHES, ROW_INCHES = 3.5, 0.72  # of a network, of one of its parts
 BOX_HEIGHT = 0.56  # of a row; the rest is the arrow to the next
 PART_CHARACTERS, SHAPE_CHARACTERS = 30, 48  # of a line in a box, beside an arrow
+CELL_INCHES = 1.0  # of a part under one choice of what is trained
 MILLION = 1_000_000
 
 
@@ -82,6 +83,42 @@ def _note(
         "parameters": sum(weights.numel() for weights in module.parameters()),
     }
     rows.setdefault(name, row)
+
+
+def trained_counts(
+    model: nn.Module, loss: Callable[[], Tensor], parts: Mapping[str, str]
+) -> pd.DataFrame:
+    """How many parameters of each part are to learn, and how many a loss can teach.
+
+    The two differ where a step of the network has no derivative, or is cut off from it.
+
+    Args:
+        model: with ``requires_grad`` set; its gradients are gone afterwards.
+        loss: one forward run of it, to a scalar.
+        parts: from the names of modules to those to be shown.
+
+    Returns:
+        One row per part, in the given order, and at the end one of the whole network: part, chosen,
+        taught.
+
+    Raises:
+        ValueError: if there is no module of a name.
+    """
+    modules = dict(model.named_modules())
+    if unknown := [name for name in parts if name not in modules]:
+        raise ValueError(f"the network has no part {', '.join(unknown)}")
+    model.zero_grad(set_to_none=True)
+    loss().backward()
+    rows = [
+        {
+            "part": shown,
+            "chosen": sum(w.numel() for w in modules[name].parameters() if w.requires_grad),
+            "taught": sum(w.numel() for w in modules[name].parameters() if w.grad is not None),
+        }
+        for name, shown in {**parts, "": WHOLE}.items()
+    ]
+    model.zero_grad(set_to_none=True)
+    return pd.DataFrame(rows)
 
 
 def shape_text(value: Any) -> str:
@@ -143,6 +180,52 @@ def architecture_figure(networks: Mapping[str, pd.DataFrame], *, axes: str = "")
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def trained_figure(
+    name: str, steps: pd.DataFrame, trained: Mapping[str, pd.DataFrame], *, axes: str = ""
+) -> Figure:
+    """A network from top to bottom, and beside each part how much of it learns.
+
+    Args:
+        name: of the network.
+        steps: of `architecture_steps`.
+        trained: of `trained_counts`, by the name of a choice of what is trained; parts that no
+            parameters of learn are left empty.
+        axes: what the axes of the shapes are, for the line below.
+    """
+    rows, widths = len(steps) - 1, [COLUMN_INCHES, 0.2 + CELL_INCHES * len(trained)]
+    figure = new_figure((sum(widths), ROW_INCHES * (rows + 1)))
+    left, right = figure.subplots(1, 2, width_ratios=widths)
+    for axis, width, edge in ((left, 1, 0), (right, len(trained), 0.02)):
+        axis.set(xlim=(-edge, width + edge), ylim=(rows, -0.5))
+        axis.set_axis_off()
+    draw_architecture(left, name, steps)
+    right.set_title("of these are trained", fontweight="bold")
+    totals = steps.set_index("part")["parameters"]
+    for place, (choice, counts) in enumerate(trained.items()):
+        whole = counts.set_index("part").loc[WHOLE, "chosen"]
+        text = f"{choice}\n{count_text(whole)}"
+        right.text(place + 0.5, -1 + BOX_HEIGHT + 0.22, text, ha="center", va="center")
+        for row, part in enumerate(steps["part"][:-1]):
+            counted = counts.set_index("part").loc[part]
+            _draw_cell(right, place, row, counted, totals[part])
+    filled = "blue: share of the parameters of the network, right: of the part"
+    figure.supxlabel(f"{axes}; {filled}" if axes else filled, color="0.35", fontsize=8)
+    return figure
+
+
+def _draw_cell(axis: Axes, left: int, top: int, counted: pd.Series, parameters: int) -> None:
+    """What of one part learns under one choice."""
+    share = counted["taught"] / max(1, parameters)
+    edges = {"edgecolor": "0.8", "linewidth": 0.6}
+    axis.add_patch(Rectangle((left, top), share, BOX_HEIGHT, facecolor=LINE_COLOURS[0], alpha=0.25))
+    axis.add_patch(Rectangle((left, top), 1, BOX_HEIGHT, fill=False, **edges))
+    text = count_text(counted["taught"])
+    if counted["chosen"] and not counted["taught"]:
+        text = "chosen, but\nno gradient"
+    axis.text(left + 0.5, top + BOX_HEIGHT / 2, text, ha="center", va="center", fontsize=8)
+
+
 def draw_architecture(axis: Axes, name: str, steps: pd.DataFrame) -> None:
     """Draw one network from the top, a part to a row.
 
@@ -152,7 +235,8 @@ def draw_architecture(axis: Axes, name: str, steps: pd.DataFrame) -> None:
         steps: of `architecture_steps`.
     """
     *parts, whole = steps.to_dict("records")
-    axis.set_title(f"{name}: {count_text(whole['parameters'])} parameters", fontweight="bold")
+    count = count_text(whole["parameters"])
+    axis.set_title(f"{name}: {count} parameters" if count else name, fontweight="bold")
     _draw_arrow(axis, -1 + BOX_HEIGHT, _between(whole["input"], parts[0]["input"]))
     following = [part["input"] for part in parts[1:]] + [parts[-1]["output"]]
     for place, (part, taken) in enumerate(zip(parts, following, strict=True)):
@@ -165,7 +249,9 @@ def _between(given: str, taken: str) -> str:
     # a part that takes several tensors takes them from several parts
     single = taken and ";" not in taken and taken != given
     text = f"{given}, taken as {taken}" if single else given
-    unbroken = text.replace(" x ", "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}")
+    unbroken = text
+    for glued in (" x ", ": "):
+        unbroken = unbroken.replace(glued, glued.replace(" ", "\N{NO-BREAK SPACE}"))
     lines = textwrap.wrap(unbroken, SHAPE_CHARACTERS, max_lines=2, placeholder=" ...")
     return "\n".join(lines)
 

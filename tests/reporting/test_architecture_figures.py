@@ -13,6 +13,8 @@ from lib.reporting.architecture_figures import (
     architecture_steps,
     count_text,
     shape_text,
+    trained_counts,
+    trained_figure,
 )
 
 
@@ -144,6 +146,32 @@ def test_texts_stay_inside_their_boxes_and_apart(steps):
     )
     for number, box in enumerate(extents):
         assert not any(box.overlaps(other) for other in extents[number + 1 :])
+
+
+def test_what_learns_is_told_from_what_gets_a_gradient(steps):
+    network = Network().requires_grad_(False)
+    for part in (network.trunk.stem, network.spare, network.output):
+        part.requires_grad_(True)
+    counts = trained_counts(
+        network, lambda: network(torch.rand(2, 3, 8, 9)).sum(), PARTS | {"spare": "spare"}
+    )
+    assert counts.to_dict("list") == {
+        "part": ["scores", "stem", "pooling", "spare", "whole network"],
+        "chosen": [10, 112, 0, 2, 124],
+        "taught": [10, 112, 0, 0, 122],
+    }
+    assert all(weights.grad is None for weights in network.parameters())
+    with pytest.raises(ValueError, match="the network has no part head"):
+        trained_counts(network, lambda: None, {"head": "a"})
+    figure = trained_figure("ours", steps, {"most": counts, "all": counts}, axes="a x b")
+    left, right = figure.axes
+    assert left.get_title() == "ours: 133 parameters"
+    cells = ["112", "", "10"]
+    written = [text.get_text() for text in right.texts]
+    assert written == ["most\n124", *cells, "all\n124", *cells]
+    untaught = counts.assign(taught=0)
+    figure = trained_figure("ours", steps, {"most": untaught})
+    assert [text.get_text() for text in figure.axes[1].texts][1] == "chosen, but\nno gradient"
 
 
 def test_nothing_to_draw_is_refused():
