@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -13,13 +16,13 @@ from lib.classification.scan_diagnosis import (
     TEMPERATURE_RANGE,
     DiagnosisRule,
     check_slice_predictions,
+    choice_record,
     choose_rule,
     compared_diagnoses,
     diagnoses_table,
     fit_temperature,
     leave_one_patient_out,
     majority_vote,
-    platt_targets,
     read_slice_predictions,
     scan_probabilities,
     scans_with_class,
@@ -167,81 +170,103 @@ def targets_and_rows(number=40, sharpness=4.0, seed=0):
 
 def test_temperature_finds_how_much_too_sure_probabilities_are():
     targets, rows = targets_and_rows(4000, sharpness=3.0)
-    assert fit_temperature(rows, targets) == pytest.approx(3.0, rel=0.1)
+    assert fit_temperature(rows, targets, spread=0.5) == pytest.approx(3.0, rel=0.1)
 
 
-def test_temperature_has_the_lowest_loss_of_all():
+def test_temperature_is_the_most_probable_of_all():
     targets, rows = targets_and_rows()
-    soft = platt_targets(targets, 3)
     grid = np.exp(np.linspace(*np.log(TEMPERATURE_RANGE), 2001))
-    losses = [-(soft * log_softmax(np.log(rows) / t, axis=1)).sum() for t in grid]
-    assert fit_temperature(rows, targets) == pytest.approx(grid[np.argmin(losses)], rel=3e-3)
+    true = np.arange(len(rows)), targets
+    likely = [
+        log_softmax(np.log(rows) / t, axis=1)[true].sum() + norm.logpdf(np.log(t), 0, 0.5)
+        for t in grid
+    ]
+    expected = grid[np.argmax(likely)]
+    assert fit_temperature(rows, targets, spread=0.5) == pytest.approx(expected, rel=3e-3)
 
 
-def test_temperature_is_that_of_scikit_learn():
-    """It has no soft targets, but takes scans repeatedly: for a class as often as its target."""
-    targets = np.repeat(np.arange(3), 10)
-    logits = 2 * np.random.default_rng(0).normal(size=(30, 3)) + 2 * np.eye(3)[targets]
-    times = np.rint(platt_targets(targets, 3) * 13).astype(int)  # 11 of 13, and 1 for each other
-    rows, classes = np.repeat(np.indices((30, 3)).reshape(2, -1), times.ravel(), axis=1)
+def test_temperature_without_a_spread_is_that_of_scikit_learn():
+    targets, rows = targets_and_rows()
     network = LogisticRegression().fit(np.eye(3), np.arange(3))
     network.coef_, network.intercept_ = np.eye(3), np.zeros(3)  # passes on what it is given
     everything = [(np.arange(len(rows)), np.arange(len(rows)))]
     scaler = CalibratedClassifierCV(
         FrozenEstimator(network), method="temperature", ensemble=False, cv=everything
-    ).fit(logits[rows], classes)
-    probabilities = softmax(logits, axis=1)
-    ours = temperature_scaled(probabilities, fit_temperature(probabilities, targets))
-    np.testing.assert_allclose(ours, scaler.predict_proba(logits), atol=1e-5)
+    ).fit(np.log(rows), targets)
+    ours = temperature_scaled(rows, fit_temperature(rows, targets, spread=np.inf))
+    np.testing.assert_allclose(ours, scaler.predict_proba(np.log(rows)), atol=1e-4)
 
 
-def test_scans_that_are_all_right_do_not_give_certainty():
-    rows = np.tile([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], (5, 1))
-    targets = np.tile([0, 1, 2], 5)
-    temperature = fit_temperature(rows, targets)
-    scaled = temperature_scaled(rows, temperature)
-    np.testing.assert_allclose(scaled.max(1), 6 / 8, atol=1e-4)  # (n + 1) / (n + classes), n = 5
-    many = fit_temperature(np.tile(rows, (100, 1)), np.tile(targets, 100))
-    assert TEMPERATURE_RANGE[0] < many < temperature
-    np.testing.assert_allclose(platt_targets(targets, 3).sum(1), 1)
+def test_scans_that_are_all_right_do_not_give_certainty_but_more_of_them_give_more():
+    rows = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    found = [
+        fit_temperature(np.tile(rows, (times, 1)), np.tile([0, 1, 2], times), spread=0.5)
+        for times in (1, 5, 100)
+    ]
+    assert TEMPERATURE_RANGE[0] < found[2] < found[1] < found[0] < 1
+    assert found[1] > 0.4
+
+
+@pytest.mark.parametrize(("sharpness", "cost"), [(0.5, 0.0), (1.0, 0.0), (2.0, 0.03)])
+def test_with_few_scans_a_spread_judges_others_better_than_none_or_hardly_worse(sharpness, cost):
+    losses = {0.5: [], np.inf: []}
+    for seed in range(30):
+        targets, rows = targets_and_rows(115, sharpness=sharpness, seed=seed)
+        for spread, found in losses.items():
+            temperature = fit_temperature(rows[:15], targets[:15], spread=spread)
+            scaled = temperature_scaled(rows[15:], temperature)
+            found.append(-np.log(scaled[np.arange(100), targets[15:]]).mean())
+    assert np.mean(losses[0.5]) < np.mean(losses[np.inf]) + cost
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 4.0])
+def test_a_spread_holds_the_temperature_near_one(sharpness):
+    targets, rows = targets_and_rows(sharpness=sharpness)
+    far = [abs(np.log(fit_temperature(rows, targets, spread=s))) for s in (1e-3, 0.3, 1, np.inf)]
+    assert far == sorted(far) and far[0] < 0.01 < far[1]
 
 
 def test_temperature_of_one_class_and_of_an_absent_class_is_defined():
     targets, rows = targets_and_rows()
     for kept in (targets == 1, targets != 1):
-        temperature = fit_temperature(rows[kept], targets[kept])
+        temperature = fit_temperature(rows[kept], targets[kept], spread=0.5)
         assert TEMPERATURE_RANGE[0] <= temperature <= TEMPERATURE_RANGE[1]
 
 
 def test_a_patient_is_judged_by_the_temperature_of_the_others():
     targets, rows = targets_and_rows(12)
     patients = np.repeat(np.arange(4), 3)
-    scaled = leave_one_patient_out(rows, targets, patients)
+    scaled = leave_one_patient_out(rows, targets, patients, spread=0.5)
     own = patients == 2
-    expected = temperature_scaled(rows[own], fit_temperature(rows[~own], targets[~own]))
+    expected = temperature_scaled(rows[own], fit_temperature(rows[~own], targets[~own], spread=0.5))
     np.testing.assert_array_equal(scaled[own], expected)
-    changed = leave_one_patient_out(rows, np.where(own, (targets + 1) % 3, targets), patients)
+    changed = leave_one_patient_out(
+        rows, np.where(own, (targets + 1) % 3, targets), patients, spread=0.5
+    )
     np.testing.assert_array_equal(changed[own], expected)  # its own truth does not matter
 
 
 @pytest.mark.parametrize(("lesion_share", "expected"), [(0.25, {0.25, 0.5}), (1.0, {1.0})])
 def test_the_share_chosen_is_about_that_of_slices_with_lesions(lesion_share, expected):
     slices, labels = made_study(lesion_share=lesion_share, noise=1.5)
-    choice = choose_rule(slices, scans_of(labels), SHARES)
+    choice = choose_rule(slices, scans_of(labels), shares=SHARES, spread=0.5)
     assert choice.rule.share in expected
     assert choice.losses.index.tolist() == list(SHARES)
     assert choice.losses["left_out"].idxmin() == choice.rule.share
     assert choice.losses.notna().all(axis=None)
+    record = json.loads(json.dumps(choice_record(choice), allow_nan=False))
+    assert record["share"] == choice.rule.share
+    assert [row["share"] for row in record["log_losses"]] == list(SHARES)
 
 
 def test_the_choice_does_not_depend_on_order_or_on_other_scans():
     slices, labels = made_study()
     scans = scans_of(labels)
-    choice = choose_rule(slices, scans, SHARES)
+    choice = choose_rule(slices, scans, shares=SHARES, spread=0.5)
     others, _ = made_study(seed=1)
     others["scan_id"] = "other " + others["scan_id"]
     more = pd.concat([others, slices]).sample(frac=1, random_state=0, ignore_index=True)
-    again = choose_rule(more, scans.sample(frac=1, random_state=1), SHARES[::-1])
+    again = choose_rule(more, scans.sample(frac=1, random_state=1), shares=SHARES[::-1], spread=0.5)
     assert again.rule.share == choice.rule.share
     assert again.rule.temperature == pytest.approx(choice.rule.temperature, rel=1e-4)
 
@@ -249,12 +274,12 @@ def test_the_choice_does_not_depend_on_order_or_on_other_scans():
 def test_of_equally_good_shares_the_largest_is_taken():
     slices, labels = made_study()
     equal = slices.assign(**slices.groupby("scan_id")[COLUMNS].transform("mean"))
-    assert choose_rule(equal, scans_of(labels), SHARES).rule.share == 1.0
+    assert choose_rule(equal, scans_of(labels), shares=SHARES, spread=0.5).rule.share == 1.0
 
 
 def test_the_rule_is_better_than_the_mean_of_all_slices_and_the_vote():
     slices, labels = made_study()
-    rule = choose_rule(slices, scans_of(labels), SHARES).rule
+    rule = choose_rule(slices, scans_of(labels), shares=SHARES, spread=0.5).rule
     test_slices, test_labels = made_study(seed=1, per_class=20)
     ways = compared_diagnoses(test_slices, scans_of(test_labels, "test"), rule)
     right = {
@@ -270,7 +295,7 @@ def test_the_rule_is_better_than_the_mean_of_all_slices_and_the_vote():
 def test_a_class_that_validation_lacks_can_still_be_diagnosed():
     slices, labels = made_study()
     scans = scans_of(labels)
-    rule = choose_rule(slices, scans[scans["label"] != "pneumonia"], SHARES).rule
+    rule = choose_rule(slices, scans[scans["label"] != "pneumonia"], shares=SHARES, spread=0.5).rule
     found = diagnoses_table(slices, scans, rule)
     pneumonia = found[found["label"] == "pneumonia"]
     assert (pneumonia[COLUMNS].idxmax(axis=1) == "probability_pneumonia").all()
@@ -280,15 +305,19 @@ def test_a_class_that_validation_lacks_can_still_be_diagnosed():
 def test_one_class_or_one_patient_gives_the_mean_of_all_slices(column):
     slices, labels = made_study()
     scans = scans_of(labels)
-    choice = choose_rule(slices, scans[scans[column] == scans[column].iloc[0]], SHARES)
+    choice = choose_rule(
+        slices, scans[scans[column] == scans[column].iloc[0]], shares=SHARES, spread=0.5
+    )
     assert choice.rule == DiagnosisRule(share=1.0, temperature=1.0)
     assert "nothing can be chosen" in choice.reason
     assert choice.losses["left_out"].isna().all() and choice.losses["uncalibrated"].notna().all()
+    text = json.dumps(choice_record(choice), allow_nan=False)
+    assert json.loads(text)["log_losses"][0]["left_out"] is None
 
 
 def test_scans_of_one_slice_are_judged_as_their_slice():
     slices, labels = made_study(length=1, lesion_share=1.0)
-    choice = choose_rule(slices, scans_of(labels), SHARES)
+    choice = choose_rule(slices, scans_of(labels), shares=SHARES, spread=0.5)
     assert choice.rule.share == 1.0  # all shares are the same one slice
     found = diagnoses_table(slices, scans_of(labels), DiagnosisRule(0.1))
     np.testing.assert_allclose(found[COLUMNS], slices[COLUMNS], atol=3e-6)
@@ -306,7 +335,7 @@ def test_diagnoses_are_a_predictions_table_in_the_order_of_the_scans():
 
 
 def test_labels_of_the_manifest_become_classes_and_others_are_left_out():
-    manifest = scans_of({"a": "non-covid", "b": "covid", "c": None, "d": "uncertain"})
+    manifest = scans_of({"a": "non-covid", "b": "covid", "c": None, "d": "pneumonia"})
     scans = scans_with_class(manifest, {"control": ["normal", "non-covid"], "covid": ["covid"]})
     assert scans[["scan_id", "label"]].to_numpy().tolist() == [["a", "control"], ["b", "covid"]]
 
@@ -357,14 +386,16 @@ def test_slices_that_cannot_be_put_together_are_told(slices, message):
 )
 def test_scans_that_cannot_be_judged_are_told(scans, shares, message):
     with pytest.raises(ValueError, match=message):
-        choose_rule(GOOD, scans, shares)
+        choose_rule(GOOD, scans, shares=shares, spread=0.5)
 
 
 def test_a_scan_without_slices_and_a_temperature_without_scans_are_told():
     with pytest.raises(ValueError, match="a scan without a slice has no diagnosis"):
         slice_weights(np.array([]), 0.5)
     with pytest.raises(ValueError, match="a temperature needs scans to be fitted on"):
-        fit_temperature(np.zeros((0, 3)), np.array([], int))
+        fit_temperature(np.zeros((0, 3)), np.array([], int), spread=0.5)
+    with pytest.raises(ValueError, match="the spread of the temperature is above 0, got 0"):
+        fit_temperature(np.full((1, 3), 1 / 3), np.array([0]), spread=0)
 
 
 @settings(max_examples=20)
