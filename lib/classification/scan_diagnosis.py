@@ -239,7 +239,7 @@ def fit_temperature(probabilities: np.ndarray, targets: np.ndarray, *, spread: f
     the most probable T is returned: its distance from 1 must be paid for by scans. In eight trials
     with made networks from unsure to too sure (15 scans to fit on, 30 others to judge, 15 draws
     each) a spread of 0.5 had a lower log loss than T = 1 in seven, than no prior in all, and than
-    Platt's targets (n + 1) / (n + classes) in seven. Where the right T is 2 the prior costs a little.
+    Platt's targets (n + 1) / (n + classes) in seven. Where the right T is 2 it costs a little.
 
     Args:
         probabilities: shape (scans, classes).
