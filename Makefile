@@ -35,8 +35,8 @@ checkpoints: $(READY)
 
 clean:
 	rm -rf data/prepared data/integrity data/segmented data/scores data/models/*/ data/predictions \
-	  data/audit data/cost data/experiments data/selected data/embeddings \
-	  data/raw/phantom reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
+	  data/audit data/cost data/experiments data/selected data/embeddings data/pictures \
+	  data/raw/phantom data/raw/phantom-8-bit reports/notebooks/*.ipynb reports/tables reports/figures reports/curves \
 	  reports/metrics.json dvc.lock
 
 $(READY): requirements.txt pyproject.toml

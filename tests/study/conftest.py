@@ -20,10 +20,17 @@ TINY = {
         "cnn_bert_configurations": ["rml_msc_affine"],
     },
     "phantom": {
-        "size": 64,
-        "scans_per_class": {"train": 3, "validation": 2, "test": 3},
-        "slices": [3, 6],
-        "extra_slices": [1],
+        "phantom": {
+            "size": 64,
+            "scans_per_class": {"train": 3, "validation": 2, "test": 3},
+            "slices": [3, 6],
+            "extra_slices": [1],
+        },
+        "phantom-8-bit": {
+            "size": 64,
+            "scans_per_class": {"train": 2, "validation": 1, "test": 2},
+            "slices": [3, 5],
+        },
     },
     "train_lung_network": {
         network: {"small": {"size": 32, "slices_per_epoch": 32, "epochs": 3}}

@@ -138,8 +138,9 @@ def test_data_sets_in_parameters_are_those_of_the_adapters():
 
     assert set(PARAMETERS["data_sets"]) == set(DATA_SETS)
     for described in PARAMETERS["data_sets"].values():
-        assert set(described) == {"preset", "positive", "shares", "options", "lung_models"}
-        assert described["lung_models"] in DATA_SETS
+        models = {"lung_models", "lesion_models", "starts_from"}
+        assert set(described) == {"preset", "positive", "shares", "options", *models}
+        assert {described[name] for name in models} <= {*DATA_SETS, None}
         assert set(described["positive"]) <= set(LABELS)
     for size in PARAMETERS["sizes"].values():
         assert set(size["classification"]) <= set(size["data_sets"])
