@@ -121,6 +121,13 @@ HEADINGS = {
     "giga_flops": "GFLOPs",
     "seconds_per_scan": "Seconds per scan",
     "peak_megabytes": "Peak memory, MB",
+    "measured_published": "Published",
+    "own_published": "Published of itself",
+    "paper_rule": "Paper's rule",
+    "coco_rule": "COCO's rule",
+    "paper_published": "Published, paper's rule",
+    "readme_published": "README, paper's rule",
+    "sensitivity_covid_difference": "Sensitivity (covid), difference",
     "parameters_published": "Parameters, published or computed",
 }
 
