@@ -38,25 +38,28 @@ from lib.reporting.pictures import (
 )
 from lib.reporting.tables import heading
 
+SHARED_CURVES = ("lungs", "lesions")  # folders of learning curves whose files share a figure
+
 
 def read_learning_curves(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
     """Histories of all trainings of the study, in the groups that share a figure.
 
     Args:
         folder: files ``<data set>/<classifier>-<segmentation>.csv``, perhaps with a column
-            ``network``, and ``lungs/<network>-<data set>.csv``.
+            ``network``, ``<data set>/<classifier>_seed<k>.csv`` of classifiers of pictures, and
+            ``lungs/<network>-<data set>.csv``, and the like in ``lesions``.
 
     Returns:
-        For each figure (``lungs``, and ``<data set>_<classifier>``) the histories that
+        For each figure (``lungs``, ``lesions``, and ``<data set>_<classifier>``) the histories that
         `learning_curves` takes.
     """
     groups: dict[str, dict[str, pd.DataFrame]] = {}
     for path in sorted(folder.glob("*/*.csv")):
         system, _, run = path.stem.partition("-")
         part, table = path.parent.name, pd.read_csv(path)
-        group = groups.setdefault(part if part == "lungs" else f"{part}_{system}", {})
+        group = groups.setdefault(part if part in SHARED_CURVES else f"{part}_{system}", {})
         networks = table.groupby("network") if "network" in table else [(system, table)]
-        group |= {f"{network}, {run}": rows for network, rows in networks}
+        group |= {", ".join(filter(None, (network, run))): rows for network, rows in networks}
     return groups
 
 

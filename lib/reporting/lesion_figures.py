@@ -20,9 +20,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import Bbox
 from torchvision.models.detection import MaskRCNN
 
-from lib.data.pictures import CLASSES
+from lib.data.pictures import CLASSES, REMAINING
 from lib.data.scan import to_grey
-from lib.data.splits import SPLITS
+from lib.data.splits import SPLITS, TRAIN
 from lib.data.store import open_volume
 from lib.reporting.pictures import LESION_OUTLINES, LINE_COLOURS, STYLE, grid
 from lib.reporting.segmentation_cases import shown_part
@@ -40,6 +40,7 @@ MOST_LESIONS = 10  # of a slice, told apart in figure 2
 BINS = 16
 FILLED = 0.45  # opacity of a lesion over its slice
 WHITE = 255
+TITLE_CHARACTERS = 20  # above a picture of figure 1
 SCORE_POINTS, SCORE_CHARACTERS = 6, 4  # of a written score: font size, length
 
 
@@ -129,10 +130,16 @@ def stored_picture(row: Mapping[str, object], prepared: Path) -> LesionPicture:
     index, file = int(row["slice"]), f"{row['scan_id']}.b2nd"
     mask = prepared / "lesions" / file
     return LesionPicture(
-        f"{CLASS_TITLES[row['label']]}\n{row['image_id']}",
+        f"{CLASS_TITLES[row['label']]}\n{_shortened(row['image_id'])}",
         to_grey(open_volume(prepared / "scans" / file)[index]),
         open_volume(mask)[index] if mask.is_file() else None,
     )
+
+
+def _shortened(name: str) -> str:
+    """A name that fits above a picture; of a longer one both ends."""
+    half = TITLE_CHARACTERS // 2
+    return name if len(name) <= TITLE_CHARACTERS else f"{name[: half - 1]}...{name[2 - half :]}"
 
 
 def true_lesions(mask: np.ndarray, *, mask_type: str = "both") -> Found:
@@ -261,7 +268,9 @@ def lesion_table(pictures: pd.DataFrame, lesions: Path, *, ignored_area: float =
 
     Returns:
         One row per lesion: image_id, split, lesion (its class), share (of the picture's pixels).
+        What a sample of the training part leaves over counts to it: the lesion model learns there.
     """
+    pictures = pictures.assign(split=pictures["split"].replace(REMAINING, TRAIN))
     areas = pd.to_numeric(pictures["lesion_pixels"], errors="coerce").fillna(0)
     some = pictures[(areas > 0) & pictures["split"].isin(SPLITS)]
     rows = []

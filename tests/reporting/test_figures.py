@@ -165,14 +165,18 @@ def test_histories_are_grouped_as_they_are_drawn(tmp_path):
         "phantom/racnet-none": one,
         "phantom/racnet-sam2clip2sam": one,
         "phantom/acvlab-none": two,
+        "phantom/mask_net_head_seed0": one.assign(network="COVID-CT-Mask-Net"),
+        "lesions/both-phantom": one,
     }
     for name, table in written.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     groups = read_learning_curves(tmp_path)
     assert {name: list(histories) for name, histories in groups.items()} == {
+        "lesions": ["both, phantom"],
         "lungs": ["sam, phantom", "unet, phantom"],
         "phantom_acvlab": ["LSTM, none", "Swin, none"],
+        "phantom_mask_net_head_seed0": ["COVID-CT-Mask-Net"],
         "phantom_racnet": ["racnet, none", "racnet, sam2clip2sam"],
     }
     pd.testing.assert_frame_equal(groups["lungs"]["sam, phantom"], one)

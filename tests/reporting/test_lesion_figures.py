@@ -88,13 +88,15 @@ def test_stored_pictures_come_with_their_mask_where_there_is_one(prepared):
     assert found.title == "COVID-19\na"
     assert found.grey.dtype == np.uint8 and found.grey.shape == (32, 32)
     assert np.count_nonzero(found.lesions) == 109
+    long = stored_picture(asked | {"image_id": "0123456789" * 9}, prepared)
+    assert long.title == "COVID-19\n012345678...23456789"
     (prepared / "lesions/scan_p1.b2nd").unlink()
     assert stored_picture(asked, prepared).lesions is None
 
 
 def test_lesions_are_counted_one_by_one(prepared):
     pictures = pd.DataFrame(
-        [row("p1", 0, "", 0, split=""), row("p1", 1, "covid", 109, split="train")],
+        [row("p1", 0, "", 0, split=""), row("p1", 1, "covid", 109, split="remaining")],
         columns=["image_id", "scan_id", "slice", "patient_id", "split", "label", "lesion_pixels"],
     )
     found = lesion_table(pictures, prepared / "lesions")
