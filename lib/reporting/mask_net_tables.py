@@ -18,6 +18,7 @@ import pandas as pd
 
 from lib.data.pictures import CLASSES, REMAINING
 from lib.data.splits import TEST, TRAIN, VALIDATION
+from lib.evaluation.calibration import expected_calibration_error
 from lib.evaluation.classification import (
     attach_patients,
     class_names,
@@ -53,7 +54,7 @@ MEAN_SENSITIVITY = "Balanced accuracy (printed as F1)"
 OF_POSITIVE = {"specificity": "specificity_covid", "roc_auc": "roc_auc_covid"}
 PRECISIONS = ("AP@0.5", "AP@0.75", "mAP")
 PAPER_RULE, COCO_RULE = "paper", "coco"
-CALIBRATION = ("most suspicious slices", "calibrated")  # of scan_diagnosis: without and with
+CALIBRATION = {"before": "before calibration", "after": "after calibration"}  # of diagnoses
 SCAN_SCORES = (
     "accuracy", "macro_f1", "sensitivity_control", "sensitivity_pneumonia", "sensitivity_covid",
 )  # fmt: skip
@@ -540,8 +541,8 @@ def read_calibration(
     """How far confidence and accuracy of diagnoses are apart, before and after calibration.
 
     Args:
-        scores: holds ``<data set>/diagnoses/<system>_seed<k>/calibration.csv`` with split, system
-            and expected_calibration_error, see `lib.evaluation.calibration.scores_by_part`.
+        scores: holds ``<data set>/diagnoses/<system>_seed<k>/calibration.csv``, of
+            `lib.evaluation.calibration.reliability_by_part`.
         data_sets: to read.
         systems: likewise.
         seeds: likewise.
@@ -554,10 +555,15 @@ def read_calibration(
         for path in sorted((scores / data_set / "diagnoses").glob("*/calibration.csv")):
             name = RUN_FILE.fullmatch(path.parent.name)
             if name and name[1] in systems and int(name[2]) in seeds:
-                table = pd.read_csv(path).query("split == @TEST").set_index("system")
-                errors = table["expected_calibration_error"].reindex(list(CALIBRATION))
+                table = pd.read_csv(path)
+                tested = dict(list(table[table["split"] == TEST].groupby("system")))
                 about = {"data_set": data_set, "run": name[1], "seed": int(name[2])}
-                rows.append(about | dict(zip(("before", "after"), errors, strict=True)))
+                errors = {
+                    column: expected_calibration_error(tested[system])
+                    for column, system in CALIBRATION.items()
+                    if system in tested
+                }
+                rows.append(about | errors)
     return pd.DataFrame(rows, columns=["data_set", "run", "seed", "before", "after"])
 
 

@@ -277,15 +277,18 @@ def test_diagnoses_stand_beside_their_calibration(tmp_path):
     for number, before in enumerate((0.2, 0.4)):
         folder = tmp_path / f"phantom/diagnoses/mask_net_head_seed{number}"
         folder.mkdir(parents=True)
-        table = {
-            "split": "test",
-            "system": ["vote of slices", "calibrated", "most suspicious slices"],
-        }
-        errors = {"expected_calibration_error": [0.9, 0.1, before]}
-        pd.DataFrame(table | errors).to_csv(folder / "calibration.csv", index=False)
+        rows = [  # part, system, predictions, and by how much they promise too much
+            ("validation", "before calibration", 9, 0.9),
+            ("test", "after calibration", 3, 0.1),
+            ("test", "before calibration", 3, before),
+            ("test", "before calibration", 1, before),
+        ]
+        table = pd.DataFrame(rows, columns=["split", "system", "n", "gap"])
+        table = table.assign(accuracy=0.5, confidence=table["gap"] + 0.5)
+        table.to_csv(folder / "calibration.csv", index=False)
     chosen = {"systems": [S.run], "seeds": [0, 1]}
     calibration = read_calibration(tmp_path, ["phantom", "other"], **chosen)
-    assert calibration["before"].tolist() == [0.2, 0.4]
+    assert calibration["before"].tolist() == pytest.approx([0.2, 0.4])
     table = scan_table({"phantom": {S.run: frame}}, [S, NORMS], calibration, **OPTIONS)
     row = cells(table, system=S.system)
     assert row["calibration_error_before"] == pytest.approx(0.3)
