@@ -34,6 +34,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Trained weights by their names, of a safetensors file.
+
+    Raises:
+        FileNotFoundError: in one sentence, where nothing was trained.
+        safetensors.SafetensorError: where the file is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: run the stage that trains it first")
+    return safetensors.torch.load_file(path)
+
+
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
     """Load a safetensors file into a network and set it to evaluation mode.
 
@@ -48,10 +60,8 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         FileNotFoundError: in one sentence, where nothing was trained.
         ValueError: where the file is damaged or belongs to another network.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: run the stage that trains it first")
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model.load_state_dict(load_tensors(path))
     except (safetensors.SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} does not fit the network it is meant for: {reason}") from error

@@ -254,17 +254,28 @@ class SeededOrder(Sampler[tuple[int, int]]):
     Args:
         length: number of items; each comes once before any comes again.
         count: numbers to draw per epoch; None is every item once.
+        weights: of each item, to draw it so much more often; None draws all alike. With weights an
+            item may come again before others came.
     """
 
-    def __init__(self, length: int, *, count: int | None = None) -> None:
+    def __init__(
+        self, length: int, *, count: int | None = None, weights: Sequence[float] | None = None
+    ) -> None:
+        if weights is not None and len(weights) != length:
+            raise ValueError(f"{length} items, but {len(weights)} weights")
         self.length, self.count = length, length if count is None else count
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.count, self.length):
-            order = torch.randperm(self.length)[: self.count - start].tolist()
+            drawn = min(self.length, self.count - start)
+            if self.weights is None:
+                order = torch.randperm(self.length)[:drawn].tolist()
+            else:
+                order = self.weights.multinomial(drawn, replacement=True).tolist()
             yield from zip(order, torch.randint(2**31, (len(order),)).tolist(), strict=True)
 
 

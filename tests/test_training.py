@@ -465,5 +465,16 @@ def test_a_seeded_order_holds_every_index_before_any_comes_again(count):
     assert len({seed for _, seed in first}) == count
 
 
+def test_weights_say_how_often_an_index_comes_in_a_seeded_order():
+    order = training.SeededOrder(3, count=4000, weights=[3.0, 1.0, 0.0])
+    torch.manual_seed(0)
+    indices = [index for index, _ in order]
+    assert len(indices) == len(order) == 4000
+    assert set(indices) == {0, 1}
+    assert 0.72 < indices.count(0) / 4000 < 0.78
+    with pytest.raises(ValueError, match="3 items, but 2 weights"):
+        training.SeededOrder(3, weights=[1.0, 1.0])
+
+
 def test_a_seeded_order_holds_every_index_once_by_itself():
     assert sorted(index for index, _ in training.SeededOrder(7)) == list(range(7))

@@ -8,17 +8,28 @@ when it judges, so that what a scan gets depends on its own slices' statistics; 
 running statistics judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 import torch
+from lightning_fabric import Fabric, seed_everything
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lib.classification.task import Card
+from lib.classification.inputs import pack, scan_logits
+from lib.classification.picture_augmentation import Augmentation, augmented
+from lib.classification.pictures import UNKNOWN, PictureItem, load_picture, prepared
+from lib.classification.task import Card, Task, Trained
+from lib.classification.volumes import ScanVolumes, fit_volumes, predict_volumes
+from lib.data.scan import Window
 
 LARGEST_GREY = 255.0
+WINDOW = Window(centre=-500, width=1500)  # -1250 to 250 HU (FACTS 6.8)
 
 VARIANTS = {
     "paper": {"widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "frozen_affine": True},
@@ -33,8 +44,10 @@ CARD = Card(
     published="ResNet-50 from ImageNet on every slice, mean over its pixels, largest value over "
     "the slices, linear layer; scale and shift of batch normalisation frozen; Adam 1e-5 with "
     "weight decay 0.1, one scan at a time",
-    ours="running statistics judge, where the public code takes those of the scan; ImageNet "
-    "weights from a file of one's own, and random ones without it",
+    ours="no lung masks, with which the published input is cut out; running statistics judge, "
+    "where the public code takes those of the scan; ImageNet weights from a file of one's own, and "
+    "random ones without it; a picture gets the judgement of its scan, made from the pictures of "
+    "it that are asked for",
     parameters=23_514_179,
 )
 
@@ -116,3 +129,122 @@ def build(
                 layer.requires_grad_(False)
     model = COVNet(trunk, width=trunk.num_features, classes=classes)
     return model.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class ListedScan:
+    """The listed pictures of one scan.
+
+    Attributes:
+        scan_id: pseudonymous name of the scan.
+        pictures: in their order.
+    """
+
+    scan_id: str
+    pictures: tuple[PictureItem, ...]
+
+    @property
+    def target(self) -> int:
+        """The class that its pictures have; `UNKNOWN` if none has any."""
+        return max(picture.target for picture in self.pictures)
+
+
+def listed_scans(pictures: Sequence[PictureItem]) -> list[ListedScan]:
+    """Pictures by their scans, which come in the order of their first pictures.
+
+    Raises:
+        ValueError: if pictures of one scan belong to several classes, naming it.
+    """
+    by_scan: dict[str, list[PictureItem]] = {}
+    for picture in pictures:
+        by_scan.setdefault(picture.scan_id, []).append(picture)
+    for scan_id, found in by_scan.items():
+        if len({picture.target for picture in found} - {UNKNOWN}) > 1:
+            raise ValueError(f"{scan_id} has pictures of several classes, COVNet gives it one")
+    return [ListedScan(scan_id, tuple(found)) for scan_id, found in by_scan.items()]
+
+
+def load_slices(scan: ListedScan, *, size: int) -> np.ndarray:
+    """The listed slices of a scan in grey, uint8, shape (slices, size, size)."""
+    return np.stack([load_picture(item, size=size, window=WINDOW) for item in scan.pictures])
+
+
+def varied(
+    slices: np.ndarray, generator: np.random.Generator | None, *, ranges: Augmentation
+) -> np.ndarray:
+    """Slices as they are, or with a generator changed at random, all alike."""
+    return slices if generator is None else augmented(slices, generator, ranges)
+
+
+def train(task: Task) -> Trained:
+    """Train COVNet on the listed slices of scans (FACTS 6.8): cross entropy, Adam.
+
+    Args:
+        task: of pictures; its ``start`` is None or a training of COVNet. Settings are image_size,
+            batch_scans, rounds, learning_rate, weight_decay, augmentation (of `Augmentation`),
+            class_balanced (scans), cache_pictures, loader_processes, and those of ``fit_network``.
+
+    Raises:
+        ValueError: if a picture to learn from has no class, or those of a scan have several.
+    """
+    settings = task.settings
+    seed_everything(task.seed, verbose=False)
+    model = prepared(task, build)
+    optimizer = torch.optim.Adam(
+        [weights for weights in model.parameters() if weights.requires_grad],
+        lr=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+    )
+    history = fit_volumes(
+        task,
+        model,
+        partial(_scans, settings=settings, cache=settings["cache_pictures"]),
+        optimizer=optimizer,
+        logits=scan_logits,
+        collate=pack,
+    )
+    return Trained(model, {CARD.name: history})
+
+
+def predict(
+    model: nn.Module, scans: Sequence[PictureItem], *, settings: Mapping[str, Any], fabric: Fabric
+) -> np.ndarray:
+    """Probabilities of each picture (see `task`): those of its scan, from the pictures given.
+
+    Args:
+        model: of `train`.
+        scans: the pictures.
+        settings: image_size, batch_scans, loader_processes, augmentation.
+        fabric: device and precision.
+    """
+    views = _scans(scans, settings)
+    found = predict_volumes(
+        model, views, settings=settings, fabric=fabric, logits=scan_logits, collate=pack
+    )
+    rows = {scan.scan_id: row for row, scan in enumerate(views.scans)}
+    return found[[rows[picture.scan_id] for picture in scans]]
+
+
+def shown(scan: PictureItem, settings: Mapping[str, Any]) -> np.ndarray:
+    """What the network sees of a picture, through a window of its own.
+
+    Args:
+        scan: the picture.
+        settings: with image_size.
+
+    Returns:
+        uint8, shape (1, image_size, image_size).
+    """
+    return load_picture(scan, size=settings["image_size"], window=WINDOW)[None]
+
+
+def _scans(
+    pictures: Sequence[PictureItem], settings: Mapping[str, Any], *, cache: bool = False
+) -> ScanVolumes:
+    """Listed scans as this module prepares them."""
+    return ScanVolumes(
+        listed_scans(pictures),
+        load=partial(load_slices, size=settings["image_size"]),
+        view=partial(varied, ranges=Augmentation(**settings["augmentation"])),
+        cache=cache,
+    )

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 from torchvision.models.squeezenet import Fire
 
-from lib.classification.task import Card
+from lib.classification.pictures import predict, shown, train_pictures
+from lib.classification.task import Card, Task, Trained
+
+__all__ = ["CARD", "VARIANTS", "build", "predict", "shown", "train"]
 
 # Channels that the eight Fire modules squeeze to; each expands to eight times as many. The three
 # poolings stand before the modules with these numbers.
@@ -97,3 +100,8 @@ def normalised(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(convolution=convolution, norm=nn.BatchNorm2d(convolution.out_channels))
     )
+
+
+def train(task: Task) -> Trained:
+    """Train LightCNN on a task; settings as for ``train_pictures``, Adam."""
+    return train_pictures(task, build, name=CARD.name)

@@ -4,20 +4,26 @@ A picture is one axial slice, judged by itself. The list of them, `lib.data.pict
 slices have a class of their own; every other slice of a scan can be judged all the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric, seed_everything
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lib.classification.inputs import resize_slice
-from lib.classification.volumes import ScanVolumes, View
-from lib.data.scan import to_grey
+from lib.classification.picture_augmentation import Augmentation, augmented
+from lib.classification.task import Task, Trained
+from lib.classification.volumes import ScanVolumes, View, fit_volumes, predict_volumes
+from lib.data.scan import LUNG_WINDOW, Window, to_grey
 from lib.data.store import open_volume
+from lib.inference import load_tensors
 
 LARGEST_GREY = 255.0
 COLOURS = 3
@@ -86,8 +92,8 @@ def picture_items(
     ]
 
 
-def load_picture(item: PictureItem, *, size: int) -> np.ndarray:
-    """A picture in grey values, of Hounsfield units through the lung window.
+def load_picture(item: PictureItem, *, size: int, window: Window = LUNG_WINDOW) -> np.ndarray:
+    """A picture in grey values, of Hounsfield units through an intensity window.
 
     Published pictures are already 8-bit; they stay as they are. Resized to a square as published,
     by averaging where it shrinks (published: bilinear).
@@ -95,6 +101,7 @@ def load_picture(item: PictureItem, *, size: int) -> np.ndarray:
     Args:
         item: the picture; only its slice is decoded.
         size: height and width in pixels.
+        window: for Hounsfield units only.
 
     Returns:
         uint8, shape (size, size).
@@ -102,7 +109,7 @@ def load_picture(item: PictureItem, *, size: int) -> np.ndarray:
     Raises:
         IndexError: if the scan has no such slice.
     """
-    return resize_slice(to_grey(open_volume(item.volume)[item.index]), size)
+    return resize_slice(to_grey(open_volume(item.volume)[item.index], window), size)
 
 
 def colours(grey: np.ndarray, generator: np.random.Generator | None = None) -> Tensor:
@@ -118,6 +125,22 @@ def colours(grey: np.ndarray, generator: np.random.Generator | None = None) -> T
     return torch.from_numpy(grey).expand(COLOURS, *grey.shape) / LARGEST_GREY
 
 
+def varied_colours(
+    grey: np.ndarray, generator: np.random.Generator | None, *, ranges: Augmentation
+) -> Tensor:
+    """A grey picture three times over, in training changed at random: a view of `ScanVolumes`.
+
+    Args:
+        grey: uint8, shape (size, size).
+        generator: of the random view; None for the plain one.
+        ranges: of the random view.
+
+    Returns:
+        float32, 0 to 1, shape (3, size, size).
+    """
+    return colours(grey if generator is None else augmented(grey[None], generator, ranges)[0])
+
+
 def picture_views(
     items: Sequence[PictureItem], *, size: int, view: View = colours, cache: bool = False
 ) -> ScanVolumes:
@@ -130,3 +153,111 @@ def picture_views(
         cache: keep the loaded pictures in memory.
     """
     return ScanVolumes(items, load=partial(load_picture, size=size), view=view, cache=cache)
+
+
+def train_pictures(
+    task: Task,
+    build: Callable[..., nn.Module],
+    *,
+    name: str,
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+) -> Trained:
+    """Train a network on single pictures by cross entropy.
+
+    Args:
+        task: of pictures; its ``start`` is None or a training of the same network. Settings are
+            image_size, batch_scans (pictures), rounds, learning_rate, weight_decay, augmentation
+            (of `Augmentation`), class_balanced, cache_pictures, loader_processes, and those of
+            ``fit_network``.
+        build: makes the network from the task's variant.
+        name: of the learning curve.
+        optimizer: from weights, ``lr`` and ``weight_decay``.
+
+    Raises:
+        ValueError: if a picture to learn from has no class.
+    """
+    settings = task.settings
+    seed_everything(task.seed, verbose=False)
+    model = prepared(task, build)
+    view = partial(varied_colours, ranges=Augmentation(**settings["augmentation"]))
+    history = fit_volumes(
+        task,
+        model,
+        partial(
+            picture_views,
+            size=settings["image_size"],
+            view=view,
+            cache=settings["cache_pictures"],
+        ),
+        optimizer=optimizer(
+            model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
+        ),
+    )
+    return Trained(model, {name: history})
+
+
+def prepared(task: Task, build: Callable[..., nn.Module]) -> nn.Module:
+    """The network of a task of pictures before its training, from its ``start`` where it has one.
+
+    Args:
+        task: of pictures.
+        build: makes the network from the task's variant; its class layer is named ``output``.
+
+    Raises:
+        ValueError: if a picture to learn from has no class, or the start is another network's.
+    """
+    for item in (*task.train, *task.validation):
+        if item.target == UNKNOWN:
+            raise ValueError(f"{item.image_id} has no class, so nothing is learned from it")
+    model = build(**task.variant, classes=len(task.classes))
+    if task.start is not None:
+        start_from(model, load_tensors(task.start))
+    return model
+
+
+def start_from(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Take over the weights of a training; a class layer for other classes stays as drawn.
+
+    Args:
+        model: takes the weights; its class layer is named ``output``.
+        weights: by their names.
+
+    Raises:
+        ValueError: if they belong to other layers.
+    """
+    own = model.state_dict()
+    same = own["output.bias"].shape == weights.get("output.bias", own["output.bias"]).shape
+    given = {n: w for n, w in weights.items() if same or not n.startswith("output.")}
+    kept = own.keys() - given.keys()
+    fits = all(n in own and own[n].shape == w.shape for n, w in given.items())
+    if not fits or kept - {"output.weight", "output.bias"}:
+        raise ValueError("the weights to start from are of another network")
+    model.load_state_dict(own | given)
+
+
+def predict(
+    model: nn.Module, scans: Sequence[PictureItem], *, settings: Mapping[str, Any], fabric: Fabric
+) -> np.ndarray:
+    """Probabilities of each picture (see `task`), from its plain view.
+
+    Args:
+        model: of `train_pictures`.
+        scans: the pictures.
+        settings: image_size, batch_scans, loader_processes.
+        fabric: device and precision.
+    """
+    views = picture_views(scans, size=settings["image_size"])
+    return predict_volumes(model, views, settings=settings, fabric=fabric)
+
+
+def shown(scan: PictureItem, settings: Mapping[str, Any]) -> np.ndarray:
+    """What a network sees of a picture.
+
+    Args:
+        scan: the picture.
+        settings: with image_size.
+
+    Returns:
+        uint8, shape (1, image_size, image_size).
+    """
+    return load_picture(scan, size=settings["image_size"])[None]

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.classification.task import Card
+from lib.classification.pictures import predict, shown, train_pictures
+from lib.classification.task import Card, Task, Trained
+
+__all__ = ["CARD", "VARIANTS", "build", "predict", "shown", "train"]
 
 CONTROL = 0  # index of the class of pictures without any disease
 SMALLEST = 1e-6  # of a probability, so that its logarithm is finite
@@ -126,3 +129,13 @@ def build(
     )
     model = LocationResNet(trunk, width=widths[-1], grid=grid, classes=classes)
     return model.to(memory_format=torch.channels_last)
+
+
+def train(task: Task) -> Trained:
+    """Train it on a task; settings as for ``train_pictures``, Adam.
+
+    The probabilities that Noisy-OR gives do not sum to 1. Cross entropy and the softmax behind it,
+    in training as in judging, take their logarithms for logits: each is divided by their sum, so
+    exactly one class is said to be there.
+    """
+    return train_pictures(task, build, name=CARD.name)

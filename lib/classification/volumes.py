@@ -4,6 +4,7 @@ Each published system prepares its volumes in its own way; what they share is he
 random views that depend on the seed alone, batches, learning from them and judging.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lib.classification.inputs import ScanItem
+from lib.classification.inputs import Item, ScanItem
 from lib.classification.task import Logits, Task, fit_network
 from lib.data.store import open_volume
 from lib.training import Loss, Row, SeededOrder
 from lib.training import predict as class_probabilities
 
-View = Callable[[np.ndarray, np.random.Generator | None], Tensor]
+View = Callable[[np.ndarray, np.random.Generator | None], Tensor | np.ndarray]
+Collate = Callable[[Sequence[tuple[Any, int, str]]], Any]
 
 
 class VolumeBatch(NamedTuple):
@@ -108,8 +110,20 @@ def stack(items: Sequence[tuple[Tensor, int, str]]) -> VolumeBatch:
     return VolumeBatch(torch.stack(volumes), torch.tensor(targets), list(scan_ids))
 
 
+def class_balance(scans: Sequence[Item]) -> list[float]:
+    """Weights of scans with which every class is drawn equally often."""
+    counts = Counter(scan.target for scan in scans)
+    return [1 / counts[scan.target] for scan in scans]
+
+
 def random_batches(
-    scans: ScanVolumes, *, batch_size: int, rounds: int = 1, processes: int = 0
+    scans: ScanVolumes,
+    *,
+    batch_size: int,
+    rounds: int = 1,
+    processes: int = 0,
+    balanced: bool = False,
+    collate: Collate = stack,
 ) -> DataLoader:
     """Random views in random order, for training.
 
@@ -119,20 +133,26 @@ def random_batches(
             which batch normalisation could not take: that one is left out.
         rounds: times that every scan is seen in one epoch.
         processes: that load beside the training.
+        balanced: draw every class equally often, whatever its share of the scans; some scans are
+            then seen more often than others.
+        collate: makes a batch of several scans.
     """
+    weights = class_balance(scans.scans) if balanced else None
     return DataLoader(
         scans,
         batch_size=batch_size,
-        sampler=SeededOrder(len(scans), count=len(scans) * rounds),
-        collate_fn=stack,
+        sampler=SeededOrder(len(scans), count=len(scans) * rounds, weights=weights),
+        collate_fn=collate,
         num_workers=processes,
         drop_last=(len(scans) * rounds) % batch_size == 1 and len(scans) > 1,
     )
 
 
-def plain_batches(scans: ScanVolumes, *, batch_size: int, processes: int = 0) -> DataLoader:
+def plain_batches(
+    scans: ScanVolumes, *, batch_size: int, processes: int = 0, collate: Collate = stack
+) -> DataLoader:
     """Plain views in the given order, for validation and prediction."""
-    return DataLoader(scans, batch_size=batch_size, collate_fn=stack, num_workers=processes)
+    return DataLoader(scans, batch_size=batch_size, collate_fn=collate, num_workers=processes)
 
 
 def volume_logits(model: nn.Module, batch: VolumeBatch) -> Tensor:
@@ -148,27 +168,39 @@ def fit_volumes(
     optimizer: Optimizer,
     logits: Logits = volume_logits,
     loss: Loss | None = None,
+    collate: Collate = stack,
 ) -> list[Row]:
     """Train a network on random views, choosing its best epoch on plain ones.
 
     Args:
-        task: settings are batch_scans, rounds, loader_processes, and those of `fit_network`.
+        task: settings are batch_scans, rounds, loader_processes, those of `fit_network`, and where
+            it is not False class_balanced (see `random_batches`).
         model: the network.
         volumes: the scans of a part as the network takes them.
         optimizer: of the network.
         logits: see `fit_network`.
         loss: see there.
+        collate: makes a batch of several scans, with ``targets``.
 
     Returns:
         One row per epoch.
     """
     settings = task.settings
-    sizes = {"batch_size": settings["batch_scans"], "processes": settings["loader_processes"]}
+    options = {
+        "batch_size": settings["batch_scans"],
+        "processes": settings["loader_processes"],
+        "collate": collate,
+    }
     return fit_network(
         task,
         model,
-        train_batches=random_batches(volumes(task.train), rounds=settings["rounds"], **sizes),
-        validation_batches=plain_batches(volumes(task.validation), **sizes),
+        train_batches=random_batches(
+            volumes(task.train),
+            rounds=settings["rounds"],
+            balanced=settings.get("class_balanced", False),
+            **options,
+        ),
+        validation_batches=plain_batches(volumes(task.validation), **options),
         logits=logits,
         optimizers=[optimizer],
         loss=loss,
@@ -182,6 +214,7 @@ def predict_volumes(
     settings: Mapping[str, Any],
     fabric: Fabric,
     logits: Logits = volume_logits,
+    collate: Collate = stack,
 ) -> np.ndarray:
     """Probabilities of the classes of each scan, from its plain view.
 
@@ -191,11 +224,15 @@ def predict_volumes(
         settings: batch_scans, loader_processes.
         fabric: device and precision.
         logits: from network and batch (on the device) to scores, shape (scans, classes).
+        collate: makes a batch of several scans.
 
     Returns:
         float32, shape (scans, classes).
     """
     batches = plain_batches(
-        volumes, batch_size=settings["batch_scans"], processes=settings["loader_processes"]
+        volumes,
+        batch_size=settings["batch_scans"],
+        processes=settings["loader_processes"],
+        collate=collate,
     )
     return class_probabilities(model, batches, fabric=fabric, logits=logits)

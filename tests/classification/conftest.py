@@ -4,6 +4,7 @@ import torch
 from lightning_fabric import Fabric
 
 from lib.classification.inputs import ScanItem
+from lib.classification.pictures import PictureItem
 from lib.classification.task import Task
 from lib.data.store import save_volume
 
@@ -69,6 +70,67 @@ def assert_it_learns(made_scans, black_scan, tmp_path):
         np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
         truth = [scan.target for scan in scans]
         assert (first[18:30].argmax(1) == truth[18:]).mean() >= 0.9
+
+    return check
+
+
+@pytest.fixture
+def made_pictures(tmp_path):
+    """A function that stores scans of two 8-bit slices, and gives every slice as a picture.
+
+    They show nothing, one bright square or two, by their class.
+    """
+
+    def make(scans, *, size=32, classes=3):
+        generator = np.random.default_rng(0)
+        items = []
+        for number in range(scans):
+            voxels = generator.integers(0, 80, (2, size, size), dtype=np.uint8)
+            target, side = number % classes, size // 4
+            for square in range(target):
+                top, left = side, side // 2 + square * size // 2
+                voxels[:, top : top + side, left : left + side] += 150
+            path = tmp_path / f"pictures_{number}.b2nd"
+            save_volume(path, voxels)
+            path.with_suffix(".json").write_text(path.stem)
+            items += [
+                PictureItem(f"{path.stem}_{k:04d}", path.stem, path, k, target) for k in range(2)
+            ]
+        return items
+
+    return make
+
+
+@pytest.fixture
+def assert_it_learns_pictures(made_pictures, tmp_path):
+    """A function that trains a classifier of pictures twice and checks what it predicts.
+
+    The second time the pictures to judge come in another order.
+    """
+
+    def check(classifier, variant, settings):
+        pictures, fabric, found = made_pictures(36), Fabric(accelerator="cpu", devices=1), []
+        for run, step in (("first", 1), ("second", -1)):
+            task = Task(
+                scans=pictures,
+                splits=42 * ["train"] + 12 * ["validation"] + 18 * ["test"],
+                variant=variant,
+                settings=settings,
+                fabric=fabric,
+                folder=tmp_path / run,
+                seed=3,
+                classes=("control", "pneumonia", "covid"),
+            )
+            model, histories, _ = classifier.train(task)
+            assert list(histories) == [classifier.CARD.name]
+            judged = classifier.predict(model, pictures[::step], settings=settings, fabric=fabric)
+            found.append(judged[::step])
+        first, second = found
+        np.testing.assert_allclose(first, second, atol=1e-5)
+        assert (first.shape, first.dtype) == ((72, 3), np.float32)
+        np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
+        truth = [picture.target for picture in pictures]
+        assert (first[54:].argmax(1) == truth[54:]).mean() >= 0.8
 
     return check
 

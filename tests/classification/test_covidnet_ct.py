@@ -1,7 +1,25 @@
 import pytest
 import torch
 
+from lib.classification import covidnet_ct
 from lib.classification.covidnet_ct import CARD, VARIANTS, ReplicationBlock, build
+
+SETTINGS = {
+    "image_size": 32,
+    "batch_scans": 6,
+    "rounds": 1,
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "class_balanced": True,
+    "augmentation": {"mirrored": True, "shift": 0.05},
+    "epochs": 12,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": None,
+    "loader_processes": 0,
+    "cache_pictures": True,
+}
 
 
 @pytest.mark.parametrize("preset, parameters", [("paper", 780_803), ("small", 18_827)])
@@ -57,3 +75,7 @@ def test_stages_without_a_number_of_blocks_are_named():
 def test_it_learns(assert_it_separates):
     torch.manual_seed(0)
     assert_it_separates(build(**VARIANTS["small"]), steps=40, learning_rate=5e-3)
+
+
+def test_it_learns_pictures(assert_it_learns_pictures):
+    assert_it_learns_pictures(covidnet_ct, covidnet_ct.VARIANTS["small"], SETTINGS)

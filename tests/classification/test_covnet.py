@@ -6,8 +6,25 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet50
 
+from lib.classification import covnet
 from lib.classification.covnet import CARD, VARIANTS, COVNet, build
 from lib.classification.inputs import ScanBatch, scan_logits
+
+SETTINGS = {
+    "image_size": 32,
+    "batch_scans": 3,
+    "rounds": 1,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.0,
+    "class_balanced": True,
+    "augmentation": {"mirrored": True, "shift": 0.05},
+    "epochs": 10,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": None,
+    "loader_processes": 0,
+    "cache_pictures": True,
+}
 
 
 def made_slices(number, *, size=32, seed=0):
@@ -113,3 +130,7 @@ def test_it_learns(assert_it_separates):
             return self.network((255 * pictures).clamp(0, 255).byte(), len(pictures) * [1])
 
     assert_it_separates(OneSlice(), steps=40, learning_rate=5e-3)
+
+
+def test_it_learns_pictures(assert_it_learns_pictures):
+    assert_it_learns_pictures(covnet, covnet.VARIANTS["small"], SETTINGS)

@@ -3,7 +3,24 @@ import torch
 from torch import nn
 from torchvision.models import squeezenet1_1
 
+from lib.classification import light_cnn
 from lib.classification.light_cnn import CARD, VARIANTS, build
+
+SETTINGS = {
+    "image_size": 32,
+    "batch_scans": 6,
+    "rounds": 1,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.0,
+    "class_balanced": False,
+    "augmentation": {"mirrored": True, "shift": 0.05},
+    "epochs": 12,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": None,
+    "loader_processes": 0,
+    "cache_pictures": True,
+}
 
 
 def count(model):
@@ -55,3 +72,7 @@ def test_without_its_norms_it_computes_what_squeezenet_does():
 def test_it_learns(assert_it_separates):
     torch.manual_seed(0)
     assert_it_separates(build(width=0.5, dropout=0.0), steps=40, learning_rate=3e-3)
+
+
+def test_it_learns_pictures(assert_it_learns_pictures):
+    assert_it_learns_pictures(light_cnn, light_cnn.VARIANTS["small"], SETTINGS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18
 
+from lib.classification import resnet18_location
 from lib.classification.resnet18_location import (
     CARD,
     VARIANTS,
@@ -15,6 +16,22 @@ from lib.classification.resnet18_location import (
     distances_from_edge,
     noisy_or,
 )
+
+SETTINGS = {
+    "image_size": 64,
+    "batch_scans": 6,
+    "rounds": 1,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.0,
+    "class_balanced": False,
+    "augmentation": {"shift": 0.05},
+    "epochs": 8,
+    "patience": None,
+    "chosen_by": "loss",
+    "schedule": None,
+    "loader_processes": 0,
+    "cache_pictures": True,
+}
 
 
 @pytest.mark.parametrize("preset, parameters", [("paper", 11_178_054), ("small", 717_606)])
@@ -87,3 +104,8 @@ def test_the_place_of_a_patch_counts():
 def test_it_learns(assert_it_separates):
     torch.manual_seed(0)
     assert_it_separates(build(**VARIANTS["small"]), steps=25, learning_rate=2e-3)
+
+
+def test_it_learns_pictures(assert_it_learns_pictures):
+    variant = {"widths": [8, 16, 32, 32], "grid": 2}
+    assert_it_learns_pictures(resnet18_location, variant, SETTINGS)
