@@ -112,11 +112,12 @@ def test_norms_of_the_published_network_learn():
 
 
 @pytest.mark.parametrize(
-    ("variant", "levels"), [("paper2020", 5), ("head2023", 4), ("light18", 1), ("small", 2)]
+    ("variant", "levels", "anchors"),
+    [("paper2020", 5, 30), ("head2023", 4, 30), ("light18", 1, 30), ("small", 2, 15)],
 )
-def test_levels_and_anchors(variant, levels):
+def test_levels_and_anchors(variant, levels, anchors):
     network = described(variant)
-    assert network.rpn.anchor_generator.num_anchors_per_location() == [30] * levels
+    assert network.rpn.anchor_generator.num_anchors_per_location() == [anchors] * levels
     with torch.device("meta"):
         features = network.backbone(torch.zeros(1, 3, 128, 128))
     sides = [16] if variant == "light18" else [4, 8, 16, 32, 64][:levels]
@@ -177,8 +178,9 @@ def test_a_lesion_of_one_pixel_has_a_finite_loss(model):
 def test_found_lesions_have_the_size_of_their_picture_and_the_model_stays_as_it_was(model):
     pictures = [torch.rand(40, 60), torch.rand(3, 64, 64)]
     model.train()
+    thresholds = model.roi_heads.score_thresh, model.roi_heads.nms_thresh
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    found = detections(model, pictures, score_threshold=0.0)
+    found = detections(model, pictures, score_threshold=0.0, nms_threshold=0.9)
     for picture, lesions in zip(pictures, found, strict=True):
         count = len(lesions.labels)
         assert 0 < count <= 128
@@ -187,7 +189,7 @@ def test_found_lesions_have_the_size_of_their_picture_and_the_model_stays_as_it_
         assert lesions.masks.dtype == torch.bool
         assert lesions.scores.tolist() == sorted(lesions.scores.tolist(), reverse=True)
     assert model.training
-    assert (model.roi_heads.score_thresh, model.roi_heads.nms_thresh) == (0.05, 0.5)
+    assert (model.roi_heads.score_thresh, model.roi_heads.nms_thresh) == thresholds
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 

@@ -1,0 +1,262 @@
+"""Training data, loss and validation score of the lesion models (Ter-Sarkisov 2022, 2 to 4).
+
+Slices stay in memory as they are stored, in 8 bits: the model brings each to its own size and its
+masks back, so that the truth is as fine as it was drawn. A slice of 512 x 512 pixels takes 0.5 MB
+with its mask. Lesions are told apart when a slice is drawn, which takes a millisecond or two; all
+of their masks at once would need many times the memory.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.models.detection import MaskRCNN
+from tqdm import tqdm
+
+from lib.data.scan import to_grey
+from lib.data.store import SUFFIX, StoredVolume, open_volume
+from lib.evaluation.detection import Lesions, paper_precisions
+from lib.inference import in_batches
+from lib.segmentation.lesion_instances import LesionInstances, lesion_instances
+from lib.segmentation.mask_rcnn import Detections, detections, training_losses
+
+LARGEST_GREY = 255
+CHOOSING_IOU = 0.5  # that of the precision which the paper names first
+
+Batch = tuple[list[Tensor], list[LesionInstances]]  # pictures, uint8, each (height, width)
+
+
+@dataclass(frozen=True, eq=False)
+class LesionSlice:
+    """One slice with its true lesions.
+
+    Attributes:
+        scan_id: pseudonymous name of its scan.
+        patient_id: pseudonymous name of its patient.
+        index: of the slice in the scan.
+        picture: in the lung window where the scan has HU, uint8, shape (height, width).
+        mask: 0 none, 1 ground-glass opacity, 2 consolidation, same shape.
+    """
+
+    scan_id: str
+    patient_id: str
+    index: int
+    picture: np.ndarray
+    mask: np.ndarray
+
+
+class LesionSlices(Dataset):
+    """Slices, which may differ in size, with their lesions one by one.
+
+    Args:
+        slices: with or without lesions.
+        mask_type: see `lesion_instances`.
+        ignored_area: likewise.
+        flip: mirror every other slice at random, right for left.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[LesionSlice],
+        *,
+        mask_type: str,
+        ignored_area: float,
+        flip: bool = False,
+    ) -> None:
+        self.slices, self.flip = list(slices), flip
+        self.mask_type, self.ignored_area = mask_type, ignored_area
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, LesionInstances]:
+        """Picture, uint8, (height, width), and lesions of one slice."""
+        picture, mask = self.slices[index].picture, self.slices[index].mask
+        if self.flip and torch.rand(()) < 0.5:
+            picture, mask = (np.ascontiguousarray(one[:, ::-1]) for one in (picture, mask))
+        return torch.from_numpy(picture), self._lesions(mask)
+
+    def truth(self) -> list[Lesions]:
+        """True lesions of every slice, in order, as precisions are computed from them."""
+        return [_as_true(self._lesions(one.mask)) for one in self.slices]
+
+    def digest(self) -> str:
+        """SHA-256 of all pictures and masks, to tell trainings on different data apart."""
+        digest = hashlib.sha256()
+        for one in self.slices:
+            digest.update(f"{one.scan_id} {one.index} {one.picture.shape}\n".encode())
+            digest.update(np.ascontiguousarray(one.picture))
+            digest.update(np.ascontiguousarray(one.mask))
+        return digest.hexdigest()
+
+    def _lesions(self, mask: np.ndarray) -> LesionInstances:
+        return lesion_instances(mask, mask_type=self.mask_type, ignored_area=self.ignored_area)
+
+
+def load_slices(
+    scans: pd.DataFrame,
+    prepared: Path,
+    *,
+    mask_type: str,
+    ignored_area: float,
+    without_lesions: float = 0,
+    seed: int = 0,
+    flip: bool = False,
+) -> LesionSlices:
+    """Read the slices with lesions of some scans, and some of those without.
+
+    Args:
+        scans: rows of the manifest; those without a lesion mask are left out.
+        prepared: folder of the prepared data set.
+        mask_type: see `lesion_instances`.
+        ignored_area: likewise; a slice whose lesions are all that small counts as one without.
+        without_lesions: how many slices without lesions to add for each one with them, as far as
+            there are any. The paper has none (section 2: those slices "were removed").
+        seed: of drawing them.
+        flip: see `LesionSlices`.
+
+    Raises:
+        ValueError: if none of the scans has a mask, none of the slices a lesion, or a mask does not
+            fit its scan or holds an unknown value.
+    """
+    found, empty = [], []
+    pairs = _with_mask(scans, prepared)
+    for pair in tqdm(pairs, desc=f"{prepared.name}: lesion masks", unit="scan", mininterval=1):
+        for index, count in enumerate(_lesion_counts(pair, mask_type, ignored_area)):
+            (found if count else empty).append((pair, index))
+    if not found:
+        raise ValueError(f"no slice of these scans of {prepared.name} has a lesion")
+    order = np.random.default_rng(seed).permutation(len(empty))
+    added = sorted(order[: round(without_lesions * len(found))])
+    return LesionSlices(
+        [_slice(*place) for place in found + [empty[number] for number in added]],
+        mask_type=mask_type,
+        ignored_area=ignored_area,
+        flip=flip,
+    )
+
+
+class _Pair(NamedTuple):
+    """A scan and its lesion mask, opened."""
+
+    scan_id: str
+    patient_id: str
+    scan: StoredVolume
+    mask: StoredVolume
+
+
+def _with_mask(scans: pd.DataFrame, prepared: Path) -> list[_Pair]:
+    """The scans that have a lesion mask."""
+    names = {row.scan_id: f"{row.scan_id}{SUFFIX}" for row in scans.itertuples()}
+    pairs = [
+        _Pair(
+            row.scan_id,
+            row.patient_id,
+            *(open_volume(prepared / kind / names[row.scan_id]) for kind in ("scans", "lesions")),
+        )
+        for row in scans.itertuples()
+        if (prepared / "lesions" / names[row.scan_id]).is_file()
+    ]
+    if not pairs:
+        raise ValueError(f"none of these scans of {prepared.name} has a lesion mask")
+    for name, _, scan, mask in pairs:
+        if scan.shape != mask.shape:
+            raise ValueError(
+                f"scan {scan.shape} and lesion mask {mask.shape} of {name} do not match"
+            )
+    return pairs
+
+
+def _lesion_counts(pair: _Pair, mask_type: str, ignored_area: float) -> Iterator[int]:
+    """Number of lesions of each slice of a scan."""
+    for index, mask in enumerate(pair.mask.load()):
+        try:
+            lesions = lesion_instances(mask, mask_type=mask_type, ignored_area=ignored_area)
+        except ValueError as error:
+            raise ValueError(f"{pair.scan_id}, slice {index}: {error}") from error
+        yield len(lesions.labels)
+
+
+def _slice(pair: _Pair, index: int) -> LesionSlice:
+    return LesionSlice(
+        pair.scan_id, pair.patient_id, index, to_grey(pair.scan[index]), pair.mask[index]
+    )
+
+
+def collated(slices: Sequence[tuple[Tensor, LesionInstances]]) -> Batch:
+    """A batch for a loader: slices may differ in size, so that nothing is stacked."""
+    pictures, lesions = zip(*slices, strict=True)
+    return list(pictures), list(lesions)
+
+
+def total_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum of the five losses of Mask R-CNN, a scalar (section 3.1, equation 1)."""
+    pictures, lesions = batch
+    return training_losses(model, _as_floats(pictures), lesions).total
+
+
+def mean_precision(
+    model: MaskRCNN, batches: Iterable[Batch], *, to_device: Callable[[Batch], Batch]
+) -> float:
+    """Mean average precision at an IoU of 0.5 by the paper's rule, which chooses the epoch.
+
+    Args:
+        model: in evaluation mode.
+        batches: of `LesionSlices`.
+        to_device: brings a batch to the model's device.
+
+    Returns:
+        0 to 1.
+    """
+    found, true = [], []
+    for batch in batches:
+        pictures, lesions = to_device(batch)
+        found += [_as_predicted(one) for one in detections(model, _as_floats(pictures))]
+        true += [_as_true(one) for one in lesions]
+    return float(paper_precisions(found, true, [CHOOSING_IOU]).mean())
+
+
+def predict_lesions(
+    model: MaskRCNN,
+    pictures: Sequence[np.ndarray],
+    *,
+    device: torch.device,
+    batch_size: int = 4,
+) -> list[Lesions]:
+    """Lesions that a model finds in slices, best first.
+
+    Args:
+        model: on the device.
+        pictures: uint8, (height, width) each, of any sizes.
+        device: where the model is.
+        batch_size: slices at a time; fewer where memory runs out.
+    """
+
+    def found(some: Sequence[np.ndarray]) -> list[Lesions]:
+        tensors = [torch.from_numpy(picture).to(device) for picture in some]
+        return [_as_predicted(one) for one in detections(model, _as_floats(tensors))]
+
+    return in_batches(found, pictures, batch_size=batch_size)
+
+
+def _as_floats(pictures: Iterable[Tensor]) -> list[Tensor]:
+    """Grey values of 0 to 1."""
+    return [picture.float() / LARGEST_GREY for picture in pictures]
+
+
+def _as_true(lesions: LesionInstances) -> Lesions:
+    return Lesions(lesions.masks.cpu().numpy().astype(bool), lesions.labels.cpu().numpy())
+
+
+def _as_predicted(lesions: Detections) -> Lesions:
+    masks, labels, scores = (
+        values.cpu().numpy() for values in (lesions.masks, lesions.labels, lesions.scores)
+    )
+    return Lesions(masks, labels, scores)
