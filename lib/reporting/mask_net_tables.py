@@ -184,7 +184,7 @@ def picture_score_table(
     """
     table = []
     for data_set in data_sets:
-        found = _scores_of(runs.get(data_set, {}), rows, metrics, seed, repetitions)
+        found = _scores_of(runs.get(data_set, {}), rows, [TEST], metrics, seed, repetitions)
         for metric in metrics:
             for row in rows:
                 about = {"data_set": data_set, "score": score_name(metric), "system": row.system}
@@ -226,7 +226,7 @@ def plain_score_table(
     """
     table = []
     for data_set in data_sets:
-        found = _scores_of(runs.get(data_set, {}), rows, metrics, seed, repetitions)
+        found = _scores_of(runs.get(data_set, {}), rows, parts, metrics, seed, repetitions)
         for part in parts:
             for row in rows:
                 about = {"data_set": data_set, "part": part, "system": row.system, "run": row.run}
@@ -243,17 +243,18 @@ def score_name(metric: str) -> str:
 def _scores_of(
     frames: Mapping[str, pd.DataFrame],
     rows: Sequence[SystemRow],
+    parts: Sequence[str],
     metrics: Sequence[str],
     seed: int,
     repetitions: int,
 ) -> dict[str, dict[str, dict]]:
-    """Scores by run and part, training left out; no part for a run without labelled rows there.
+    """Scores by run and part; no part for a run without labelled rows there.
 
     Scores of a class that the data set does not have are left out.
     """
     scores: dict[str, dict[str, dict]] = {}
     for run in (row.run for row in rows if row.run in frames):
-        used = frames[run][frames[run]["split"] != TRAIN]
+        used = frames[run][frames[run]["split"].isin(parts)]
         scores[run] = {}
         if len(used):
             absent = tuple(f"_{name}" for name in CLASSES if name not in class_names(used))
