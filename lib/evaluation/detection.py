@@ -16,6 +16,7 @@ import io
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,12 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from lib.evaluation.statistics import bootstrap_interval, mean_statistic
+
 THRESHOLDS = tuple(np.round(np.arange(0.5, 1, 0.05), 2).tolist())  # 0.5, 0.55, ... 0.95
+IMAGE_COLUMNS = tuple(f"AP@{threshold:.2f}" for threshold in THRESHOLDS)
+# What table 6 of the paper prints, and the thresholds whose mean it is
+SUMMARIES = {"AP@0.5": [0], "AP@0.75": [5], "mAP": list(range(len(THRESHOLDS)))}
 NO_LIMIT = 100_000  # predictions per image; COCO's own 100 would cut where the paper does not
 
 
@@ -60,10 +66,56 @@ def average_precisions(predicted: Sequence[Lesions], true: Sequence[Lesions]) ->
         "paper": paper_precisions(predicted, true).mean(0) if len(true) else _undefined(THRESHOLDS),
         "coco": coco_precisions(predicted, true),
     }
-    columns = {"AP@0.5": [THRESHOLDS.index(0.5)], "AP@0.75": [THRESHOLDS.index(0.75)]}
-    columns["mAP"] = list(range(len(THRESHOLDS)))
-    table = {name: [at[picked].mean() for at in found.values()] for name, picked in columns.items()}
+    table = {
+        name: [at[picked].mean() for at in found.values()] for name, picked in SUMMARIES.items()
+    }
     return pd.DataFrame(table, index=list(found))
+
+
+def image_precisions(
+    images: pd.DataFrame, predicted: Sequence[Lesions], true: Sequence[Lesions]
+) -> pd.DataFrame:
+    """A table of images with their average precisions by the paper's rule.
+
+    Args:
+        images: what is known of each image, a row each.
+        predicted: lesions found in them, with scores.
+        true: lesions of the same images.
+
+    Returns:
+        The columns of ``images``, then ``AP@0.50``, ``AP@0.55``, ... ``AP@0.95``, 0 to 1.
+
+    Raises:
+        ValueError: if images, lesions, masks or scores do not belong together.
+    """
+    values = paper_precisions(predicted, true)
+    return images.assign(**dict(zip(IMAGE_COLUMNS, values.T, strict=True)))
+
+
+def summarise_precisions(
+    images: pd.DataFrame, predicted: Sequence[Lesions], true: Sequence[Lesions], *, seed: int
+) -> pd.DataFrame:
+    """Both rules with intervals.
+
+    Args:
+        images: of `image_precisions`, with patient_id.
+        predicted: lesions found in the same images, with scores.
+        true: lesions of the same images.
+        seed: of resampling the patients.
+
+    Returns:
+        Columns rule (``paper`` or ``coco``), metric (`SUMMARIES`), value, low, high (95 %, patients
+        resampled) and n, the number of images. COCO's rule has no interval: its precision ranks all
+        images at once, so that every resample would have to be matched and ranked anew.
+    """
+    names = list(SUMMARIES)
+    columns = [images[np.take(IMAGE_COLUMNS, picked)].mean(axis=1) for picked in SUMMARIES.values()]
+    values = images[["patient_id"]].assign(**dict(zip(names, columns, strict=True)))
+    mean = partial(mean_statistic, columns=names)
+    paper = bootstrap_interval(values, mean, seed=seed)[["value", "low", "high"]]
+    coco = average_precisions(predicted, true).loc[["coco"]].T.set_axis(["value"], axis=1)
+    both = pd.concat({"paper": paper, "coco": coco}, names=["rule", "metric"])
+    return both.reset_index().assign(n=len(images))
 
 
 def paper_precisions(

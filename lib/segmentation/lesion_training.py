@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
+from lib.data.pictures import image_names
 from lib.data.scan import to_grey
 from lib.data.store import SUFFIX, StoredVolume, open_volume
 from lib.evaluation.detection import Lesions, paper_precisions
@@ -38,16 +39,16 @@ class LesionSlice:
     """One slice with its true lesions.
 
     Attributes:
+        image_id: its name.
         scan_id: pseudonymous name of its scan.
         patient_id: pseudonymous name of its patient.
-        index: of the slice in the scan.
         picture: in the lung window where the scan has HU, uint8, shape (height, width).
         mask: 0 none, 1 ground-glass opacity, 2 consolidation, same shape.
     """
 
+    image_id: str
     scan_id: str
     patient_id: str
-    index: int
     picture: np.ndarray
     mask: np.ndarray
 
@@ -83,6 +84,13 @@ class LesionSlices(Dataset):
             picture, mask = (np.ascontiguousarray(one[:, ::-1]) for one in (picture, mask))
         return torch.from_numpy(picture), self._lesions(mask)
 
+    def table(self) -> pd.DataFrame:
+        """Names of the slices: image_id, scan_id, patient_id."""
+        columns = ["image_id", "scan_id", "patient_id"]
+        return pd.DataFrame(
+            [[getattr(one, name) for name in columns] for one in self.slices], columns=columns
+        )
+
     def truth(self) -> list[Lesions]:
         """True lesions of every slice, in order, as precisions are computed from them."""
         return [_as_true(self._lesions(one.mask)) for one in self.slices]
@@ -91,7 +99,7 @@ class LesionSlices(Dataset):
         """SHA-256 of all pictures and masks, to tell trainings on different data apart."""
         digest = hashlib.sha256()
         for one in self.slices:
-            digest.update(f"{one.scan_id} {one.index} {one.picture.shape}\n".encode())
+            digest.update(f"{one.image_id} {one.picture.shape}\n".encode())
             digest.update(np.ascontiguousarray(one.picture))
             digest.update(np.ascontiguousarray(one.mask))
         return digest.hexdigest()
@@ -107,6 +115,7 @@ def load_slices(
     mask_type: str,
     ignored_area: float,
     without_lesions: float = 0,
+    most: int | None = None,
     seed: int = 0,
     flip: bool = False,
 ) -> LesionSlices:
@@ -119,7 +128,8 @@ def load_slices(
         ignored_area: likewise; a slice whose lesions are all that small counts as one without.
         without_lesions: how many slices without lesions to add for each one with them, as far as
             there are any. The paper has none (section 2: those slices "were removed").
-        seed: of drawing them.
+        most: keep no more than so many slices with lesions, evenly spread over all; None keeps all.
+        seed: of drawing those without.
         flip: see `LesionSlices`.
 
     Raises:
@@ -133,6 +143,8 @@ def load_slices(
             (found if count else empty).append((pair, index))
     if not found:
         raise ValueError(f"no slice of these scans of {prepared.name} has a lesion")
+    if most is not None and most < len(found):
+        found = [found[place] for place in np.linspace(0, len(found) - 1, most).round().astype(int)]
     order = np.random.default_rng(seed).permutation(len(empty))
     added = sorted(order[: round(without_lesions * len(found))])
     return LesionSlices(
@@ -185,9 +197,9 @@ def _lesion_counts(pair: _Pair, mask_type: str, ignored_area: float) -> Iterator
 
 
 def _slice(pair: _Pair, index: int) -> LesionSlice:
-    return LesionSlice(
-        pair.scan_id, pair.patient_id, index, to_grey(pair.scan[index]), pair.mask[index]
-    )
+    name = image_names(pair.scan_id, len(pair.scan))[index]
+    picture, mask = to_grey(pair.scan[index]), pair.mask[index]
+    return LesionSlice(name, pair.scan_id, pair.patient_id, picture, mask)
 
 
 def collated(slices: Sequence[tuple[Tensor, LesionInstances]]) -> Batch:

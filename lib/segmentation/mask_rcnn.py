@@ -108,7 +108,7 @@ VARIANTS = {
             "rpn_post_nms_top_n_train": 200,
             "rpn_pre_nms_top_n_test": 300,
             "rpn_post_nms_top_n_test": 200,
-            "box_batch_size_per_image": 32,
+            "box_batch_size_per_image": 64,
             "box_fg_iou_thresh": 0.5,
             "box_positive_fraction": 0.5,
             "box_score_thresh": 0.05,

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +10,10 @@ from lib.evaluation.detection import (
     Lesions,
     average_precisions,
     coco_precisions,
+    image_precisions,
     mask_overlaps,
     paper_precisions,
+    summarise_precisions,
 )
 
 WIDTH = 40
@@ -104,6 +107,25 @@ def test_both_rules_side_by_side():
     assert list(table.columns) == ["AP@0.5", "AP@0.75", "mAP"]
     assert table.loc["paper"].tolist() == pytest.approx([1, 1, (1 * 6 + 0.5 * 4) / 10])
     assert table.loc["coco"].tolist() == pytest.approx([1, 1, 0.7])
+
+
+def test_tables_of_images_and_of_both_rules_with_intervals():
+    images = pd.DataFrame({"image_id": list("abcd"), "patient_id": list("ppqr")})
+    hit, miss = (lesions((label, 0, 9, 0), scores=[0.9]) for label in (1, 2))
+    predicted, true = [hit, hit, miss, hit], [ONE] * 4
+    table = image_precisions(images, predicted, true)
+    assert table.columns[:3].tolist() == ["image_id", "patient_id", "AP@0.50"]
+    assert table.columns[-1] == "AP@0.95" and table.shape == (4, 12)
+    assert table["AP@0.85"].tolist() == [1, 1, 0, 1] and not table["AP@0.90"].any()
+    summary = summarise_precisions(table, predicted, true, seed=0)
+    assert summary.columns.tolist() == ["rule", "metric", "value", "low", "high", "n"]
+    assert summary["metric"].tolist() == ["AP@0.5", "AP@0.75", "mAP"] * 2
+    expected = average_precisions(predicted, true).to_numpy().ravel()
+    np.testing.assert_allclose(summary["value"], expected)
+    paper = summary[summary["rule"] == "paper"]
+    assert ((paper["low"] < paper["value"]) & (paper["value"] < paper["high"])).all()
+    assert summary.loc[summary["rule"] == "coco", ["low", "high"]].isna().all(axis=None)
+    assert (summary["n"] == 4).all()
 
 
 def test_without_images_or_lesions_nothing_is_averaged():

@@ -64,16 +64,17 @@ ALL = rows("a", "b", "one-pixel", "wide", "bare")
 
 
 def places(slices):
-    return [(one.scan_id, one.index) for one in slices.slices]
+    return [one.image_id for one in slices.slices]
 
 
-WITH_LESIONS = [("a", 0), ("a", 2), ("b", 1), ("one-pixel", 0), ("wide", 0)]
+WITH_LESIONS = ["a_0000", "a_0002", "b_0001", "one-pixel", "wide"]
 
 
 def test_slices_with_lesions_as_they_are_stored(prepared):
     slices = load_slices(ALL, prepared, **BOTH)
     assert places(slices) == WITH_LESIONS
-    assert [one.patient_id for one in slices.slices[-2:]] == ["of one-pixel", "of wide"]
+    assert slices.table().iloc[1].tolist() == ["a_0002", "a", "of a"]
+    assert len(slices.table()) == 5
     picture, lesions = slices[0]
     assert picture.dtype == torch.uint8 and picture.shape == (64, 64)
     assert picture.unique().tolist() == [85, 153]  # -850 and -450 HU in the lung window
@@ -83,7 +84,7 @@ def test_slices_with_lesions_as_they_are_stored(prepared):
     assert slices.truth()[2].labels.tolist() == [1, 2] and slices.truth()[2].masks.dtype == bool
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0, []), (0.4, None), (9, [("a", 1), ("b", 0)])])
+@pytest.mark.parametrize(("share", "expected"), [(0, []), (0.4, None), (9, ["a_0001", "b_0000"])])
 def test_a_share_of_slices_without_lesions_is_added(prepared, share, expected):
     slices = load_slices(ALL, prepared, **BOTH, without_lesions=share, seed=1)
     assert places(slices)[:5] == WITH_LESIONS
@@ -92,12 +93,17 @@ def test_a_share_of_slices_without_lesions_is_added(prepared, share, expected):
     assert all(not len(slices[5 + number][1].labels) for number in range(len(added)))
 
 
+def test_no_more_than_wanted_evenly_spread(prepared):
+    assert places(load_slices(ALL, prepared, **BOTH, most=3)) == WITH_LESIONS[::2]
+    assert places(load_slices(ALL, prepared, **BOTH, most=9)) == WITH_LESIONS
+
+
 def test_small_lesions_and_mask_types_decide_which_slices_have_lesions(prepared):
     ignored = 64  # pixels of 512 x 512: one of these slices
     counted = load_slices(ALL, prepared, mask_type="both", ignored_area=ignored)
-    assert ("one-pixel", 0) not in places(counted) and len(counted) == 4
+    assert "one-pixel" not in places(counted) and len(counted) == 4
     ground_glass = load_slices(ALL, prepared, mask_type="ggo", ignored_area=0)
-    assert places(ground_glass) == [("a", 0), ("b", 1), ("wide", 0)]
+    assert places(ground_glass) == ["a_0000", "b_0001", "wide"]
     assert ground_glass.truth()[1].labels.tolist() == [1]
 
 
@@ -118,7 +124,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(prepared):
 def test_flipping_mirrors_picture_and_lesions_together_and_every_other_time():
     picture = np.tile(np.arange(8, dtype=np.uint8), (4, 1))
     slices = LesionSlices(
-        [LesionSlice("s", "p", 0, picture, (picture == 1).astype(np.uint8))], **BOTH, flip=True
+        [LesionSlice("s", "s", "p", picture, (picture == 1).astype(np.uint8))], **BOTH, flip=True
     )
     torch.manual_seed(0)
     drawn = [slices[0] for _ in range(200)]
@@ -132,10 +138,10 @@ def test_the_digest_tells_slices_apart():
     other = mask.copy()
     other[3, 3] = 1
     pairs = [(picture, mask), (picture, other), (other, mask), (picture.reshape(2, 8), mask)]
-    digests = {LesionSlices([LesionSlice("s", "p", 0, *pair)], **BOTH).digest() for pair in pairs}
+    digests = {LesionSlices([LesionSlice("s", "s", "p", *pair)], **BOTH).digest() for pair in pairs}
     assert len(digests) == len(pairs)
     assert (
-        LesionSlices([LesionSlice("s", "p", 0, picture, mask.copy())], **BOTH).digest() in digests
+        LesionSlices([LesionSlice("s", "s", "p", picture, mask.copy())], **BOTH).digest() in digests
     )
 
 
