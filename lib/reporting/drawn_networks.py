@@ -125,11 +125,12 @@ def ranking_steps(model: MaskNet, picture: Tensor) -> pd.DataFrame:
     every_text, kept_text, ranked_text = map(
         shape_text, (ranked.new_empty(every, ROW), kept, ranked)
     )
+    left = "best kept" if len(kept) >= len(ranked[0]) else "repeated where too few"
     steps = [
         ("RoI: scores and encoded boxes", f"{regions} regions", shape_text(predicted[0])),
         ("a row for each class of lesion", "", every_text),
         ("no empty ones, no overlaps", every_text, kept_text),
-        ("ranked by score, best kept", kept_text, ranked_text),
+        (f"ranked by score, {left}", kept_text, ranked_text),
         (WHOLE, f"{regions} regions", ranked_text),
     ]
     return pd.DataFrame(steps, columns=["part", "input", "output"]).assign(parameters=0)

@@ -42,6 +42,7 @@ FILLED = 0.45  # opacity of a lesion over its slice
 WHITE = 255
 TITLE_CHARACTERS = 20  # above a picture of figure 1
 SCORE_POINTS, SCORE_CHARACTERS = 6, 4  # of a written score: font size, length
+SCORE_GROUND = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 0.4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +340,8 @@ def statistics_figure(lesions: pd.DataFrame) -> Figure:
         _draw_counts(left, of_part)
         _draw_areas(middle, one_by_one, areas)
         _draw_areas(right, held, shares)
-        left.set_title(f"{part}: {of_part['image_id'].nunique()} slices", loc="left")
+        shown = _counted(of_part["image_id"].nunique(), "slice", "slices")
+        left.set_title(f"{part}: {shown}", loc="left")
         left.set(xlabel="Lesions in a slice", ylabel="Slices (%)")
         middle.set(xlabel="Area of a lesion (% of the slice)", ylabel="Lesions (%)")
         right.set(xlabel="All lesions of a class (% of the slice)", ylabel="Slices with some (%)")
@@ -413,14 +415,14 @@ def prediction_figure(pictures: Sequence[LesionPicture], *, mask_type: str = "bo
         for axis, setting in zip(left, settings, strict=True):
             found = picture.found[setting]
             draw_lesions(axis, picture.grey, found)
-            axis.set_title(f"{setting}: {_counted(len(found.names))}")
+            axis.set_title(f"{setting}: {_counted(len(found.names), 'box', 'boxes')}")
         _draw_truth(last, picture, mask_type)
     _lesion_legend(figure, list(lesion_instances.CLASSES[mask_type]))
     return figure
 
 
-def _counted(number: int) -> str:
-    return f"{number} lesion{'' if number == 1 else 's'}"
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _draw_truth(axis: Axes, picture: LesionPicture, mask_type: str) -> None:
@@ -431,7 +433,7 @@ def _draw_truth(axis: Axes, picture: LesionPicture, mask_type: str) -> None:
         return
     truth = true_lesions(picture.lesions, mask_type=mask_type)
     draw_lesions(axis, picture.grey, truth)
-    axis.set_title(f"truth: {_counted(len(truth.names))}")
+    axis.set_title(f"truth: {_counted(len(truth.names), 'lesion', 'lesions')}")
 
 
 def draw_lesions(axis: Axes, grey: np.ndarray, found: Found) -> None:
@@ -473,5 +475,5 @@ def _write_scores(axis: Axes, found: Found) -> None:
             written.append(place)
             axis.text(
                 left, bottom, f"{score:.2f}", color=COLOURS[name], fontsize=SCORE_POINTS,
-                va="bottom", ha="left", clip_on=True,
+                va="bottom", ha="left", clip_on=True, bbox=SCORE_GROUND,
             )  # fmt: skip

@@ -18,7 +18,12 @@ def texts(axis):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return mask_net.build(**mask_net.VARIANTS["small"])
+    return mask_net.build(**mask_net.VARIANTS["small"], nms_threshold=0.4)
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_3d_cnn_with_bert_has_its_published_size():
@@ -39,19 +44,24 @@ def test_mask_net_shows_what_learns_under_each_choice():
     assert shown.count("57,987") == 3
 
 
-def test_ranking_counts_what_is_left(model):
-    steps = ranking_steps(model, torch.rand(3, 64, 64))
+def test_ranking_counts_what_is_left(model, picture):
+    steps = ranking_steps(model, picture)
     given, every, kept, ranked = steps["output"][:4]
     assert given == "200 x 3; 200 x 12"
     assert every == "400 x 5"
     assert 64 < int(kept.split(" x ")[0]) < 400  # overlaps are gone
     assert ranked == "64 x 5"
+    assert steps["part"].iloc[3] == "ranked by score, best kept"
+    few = mask_net.build(**mask_net.VARIANTS["small"] | {"head": {"boxes": 500, "width": 4}})
+    found = ranking_steps(few, picture)
+    assert found["part"].iloc[3] == "ranked by score, repeated where too few"
+    assert found["output"].iloc[3] == "500 x 5"
     assert isinstance(steps, pd.DataFrame) and not steps["parameters"].any()
     assert not model.detector.roi_heads.box_predictor._forward_hooks
 
 
-def test_the_ranked_batch_is_drawn_best_first(model):
-    figure = ranked_batch_figure(model, torch.rand(3, 64, 64), title="a picture")
+def test_the_ranked_batch_is_drawn_best_first(model, picture):
+    figure = ranked_batch_figure(model, picture, title="a picture")
     (scores,) = [axis for axis in figure.axes if axis.get_ylabel() == "Rank"]
     shown = scores.images[0].get_array()
     assert shown.shape == (64, 1)

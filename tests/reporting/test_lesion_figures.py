@@ -132,7 +132,7 @@ def test_statistics_show_every_part_with_its_shares():
     rows += [("c", "test", GLASS, 0.02)] * 12
     figure = statistics_figure(pd.DataFrame(rows, columns=["image_id", "split", "lesion", "share"]))
     titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["train: 2 slices", "", "", "test: 1 slices", "", ""]
+    assert titles == ["train: 2 slices", "", "", "test: 1 slice", "", ""]
     for axis in figure.axes[:3]:  # each class sums to 100 %
         assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(200)
     assert figure.axes[1].get_title(loc="right") == "medians 1, 10"
@@ -187,7 +187,7 @@ def test_predictions_are_asked_for_under_every_threshold(monkeypatch):
     assert filled.found["RoI NMS 0.3"].names == [CONSOLIDATION]
     figure = prediction_figure([filled])
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["RoI NMS 0.3: 1 lesion", "RoI NMS 0.6: 1 lesion", "truth: not known"]
+    assert titles == ["RoI NMS 0.3: 1 box", "RoI NMS 0.6: 1 box", "truth: not known"]
 
 
 def test_truth_is_drawn_as_instances():
