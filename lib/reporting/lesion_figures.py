@@ -260,7 +260,7 @@ def _lesion_legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def lesion_table(pictures: pd.DataFrame, lesions: Path, *, ignored_area: float = 0) -> pd.DataFrame:
-    """Every lesion of the pictures that have some, as the lesion model is given them.
+    """Every lesion of the pictures that have some.
 
     Args:
         pictures: of `lib.data.pictures.read_pictures`.
@@ -269,7 +269,7 @@ def lesion_table(pictures: pd.DataFrame, lesions: Path, *, ignored_area: float =
 
     Returns:
         One row per lesion: image_id, split, lesion (its class), share (of the picture's pixels).
-        What a sample of the training part leaves over counts to it: the lesion model learns there.
+        What a sample of the training part leaves over counts to it: lesion models learn there.
     """
     pictures = pictures.assign(split=pictures["split"].replace(REMAINING, TRAIN))
     areas = pd.to_numeric(pictures["lesion_pixels"], errors="coerce").fillna(0)
