@@ -419,14 +419,21 @@ def _seed_epoch(seed: int, epoch: int, batches: Iterable[Any], rank: int) -> Non
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """PyTorch's deterministic algorithms where they exist, a warning where they do not."""
+    """PyTorch's deterministic algorithms where they exist, a warning where they do not.
+
+    It then also fills new memory, for programs that read what they have not written; no operation
+    here does, and it costs the small networks of this study some percent.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -1,16 +1,28 @@
 """papermill with the engine of this study."""
 
+import ast
 import json
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import papermill
 import pytest
 
-ENGINE = "immediate-shutdown"
+from lib.notebook_engine import MALLOC_SETTINGS
+
+ENGINE = "quick"
 LEAVES_A_FILE = "import atexit, pathlib; atexit.register(pathlib.Path('asked to end').touch)"
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    with mock.patch.dict(os.environ):  # which the engine changes
+        for name in MALLOC_SETTINGS:
+            os.environ.pop(name, None)
+        yield
 
 
 def run(folder: Path, *cells: str, engine: str | None = ENGINE) -> nbformat.NotebookNode:
@@ -39,6 +51,15 @@ def test_the_kernel_is_not_asked_to_end_but_all_outputs_are_there(tmp_path, engi
     assert value.outputs[0].data["text/plain"] == "42"
     assert json.loads((tmp_path / "executed.ipynb").read_text())["cells"][-1]["outputs"]
     assert (tmp_path / "asked to end").exists() == asked
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_free_memory_is_kept_unless_the_user_says_how(tmp_path, monkeypatch, own):
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    ask = "import os; print({k: int(v) for k, v in os.environ.items() if k.startswith('MALLOC_')})"
+    told = ast.literal_eval(run(tmp_path, ask).cells[0].outputs[0].text)
+    assert told == ({name: int(value) for name, value in own.items()} or MALLOC_SETTINGS)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
