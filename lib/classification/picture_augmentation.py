@@ -62,7 +62,7 @@ def augmented(
     Returns:
         uint8, same shape.
     """
-    picture = torch.from_numpy(slices)
+    picture = torch.tensor(slices)  # a copy: loaded pictures may be read-only
     picture = jittered(picture, generator, ranges)
     picture = transformed(picture, generator, ranges)
     if ranges.elastic and happens(generator, ranges):

@@ -122,7 +122,7 @@ def colours(grey: np.ndarray, generator: np.random.Generator | None = None) -> T
     Returns:
         float32, shape (3, height, width).
     """
-    return torch.from_numpy(grey).expand(COLOURS, *grey.shape) / LARGEST_GREY
+    return torch.tensor(grey).expand(COLOURS, *grey.shape) / LARGEST_GREY
 
 
 def varied_colours(

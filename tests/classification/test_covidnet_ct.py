@@ -5,7 +5,7 @@ from lib.classification import covidnet_ct
 from lib.classification.covidnet_ct import CARD, VARIANTS, ReplicationBlock, build
 
 SETTINGS = {
-    "image_size": 32,
+    "image_size": 24,
     "batch_scans": 6,
     "rounds": 1,
     "learning_rate": 0.05,
@@ -13,7 +13,7 @@ SETTINGS = {
     "weight_decay": 0.0,
     "class_balanced": True,
     "augmentation": {"mirrored": True, "shift": 0.05},
-    "epochs": 12,
+    "epochs": 8,
     "patience": None,
     "chosen_by": "loss",
     "schedule": None,
@@ -22,7 +22,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("preset, parameters", [("paper", 780_803), ("small", 18_827)])
+@pytest.mark.parametrize("preset, parameters", [("paper", 780_803), ("small", 28_819)])
 def test_parameters_and_shapes(preset, parameters):
     with torch.device("meta"):
         model = build(**VARIANTS[preset])
@@ -54,6 +54,14 @@ def test_replication_makes_each_channel_twice_from_itself_alone():
     values[:, 2] = 1
     changed = (replication(values) != before).flatten(2).any(2)[0]
     assert not changed[[0, 1, 2, 3, 6, 7]].any()
+
+
+def test_projections_are_linear():
+    steps = ReplicationBlock(8, 16).eval().steps
+    features = torch.randn(1, 8, 4, 4)
+    for step, values in ((steps.projection, features), (steps.second_projection, features)):
+        torch.testing.assert_close(step(values) + step(-values), 2 * step(0 * values))
+    assert (steps.projection(features) < 0).any()
 
 
 def test_only_blocks_that_keep_the_shape_have_a_shortcut():

@@ -1,7 +1,9 @@
+import dataclasses
 import re
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet50
@@ -134,3 +136,31 @@ def test_it_learns(assert_it_separates):
 
 def test_it_learns_pictures(assert_it_learns_pictures):
     assert_it_learns_pictures(covnet, covnet.VARIANTS["small"], SETTINGS)
+
+
+def test_pictures_are_gathered_by_scan_in_their_order(made_pictures):
+    first, second, third, fourth = made_pictures(2)
+    scans = covnet.listed_scans([third, first, fourth, second])
+    assert [scan.pictures for scan in scans] == [(third, fourth), (first, second)]
+    assert [scan.target for scan in scans] == [1, 0]
+    unlisted = dataclasses.replace(third, target=-1)
+    assert covnet.listed_scans([unlisted, fourth])[0].target == 1
+    assert covnet.listed_scans([unlisted])[0].target == -1
+
+
+def test_a_scan_of_several_classes_is_named(made_pictures):
+    first, second = made_pictures(1)
+    mixed = dataclasses.replace(second, target=2)
+    with pytest.raises(ValueError, match="pictures_0 has pictures of several classes"):
+        covnet.listed_scans([first, mixed])
+
+
+def test_all_pictures_of_a_scan_get_its_judgement_from_those_asked_for(made_pictures):
+    asked = {"settings": SETTINGS, "fabric": Fabric(accelerator="cpu", devices=1)}
+    pictures = made_pictures(2)
+    torch.manual_seed(0)
+    model = build(**VARIANTS["small"])
+    found = covnet.predict(model, pictures, **asked)
+    assert (found[0] == found[1]).all() and (found[2] == found[3]).all()
+    assert (found[0] != found[2]).any()
+    assert (covnet.predict(model, pictures[:1], **asked)[0] != found[0]).any()

@@ -1,9 +1,15 @@
+import dataclasses
+from collections import OrderedDict
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 
 from lib.classification.inputs import content_digest
+from lib.classification.picture_augmentation import Augmentation
 from lib.classification.pictures import (
     UNKNOWN,
     PictureItem,
@@ -11,7 +17,11 @@ from lib.classification.pictures import (
     load_picture,
     picture_items,
     picture_views,
+    prepared,
+    start_from,
+    varied_colours,
 )
+from lib.classification.task import Task
 from lib.data.scan import apply_window
 from lib.data.store import save_volume
 
@@ -87,3 +97,49 @@ def test_the_content_of_items_tells_other_slices_targets_and_scans_apart(listed)
     (folder / "a.json").write_text("other")
     found.add(content_digest(picture_items(pictures, scans=folder, classes=CLASSES)))
     assert len(found) == 5
+
+
+def test_a_random_view_changes_all_colours_alike_and_a_plain_one_nothing():
+    grey = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    ranges = Augmentation(probability=1.0, mirrored=True)
+    assert varied_colours(grey, None, ranges=ranges).equal(colours(grey))
+    found = varied_colours(grey, np.random.default_rng(0), ranges=ranges)
+    assert found.equal(colours(grey).flip(-1))
+
+
+def class_layer(classes, width=2):
+    """A network of two layers, the second one for so many classes."""
+    layers = {"features": nn.Linear(3, width), "output": nn.Linear(width, classes)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+@pytest.mark.parametrize("classes, kept", [(3, True), (2, False)])
+def test_a_start_gives_its_weights_but_the_class_layer_of_other_classes(classes, kept):
+    model, trained = class_layer(classes), class_layer(3).state_dict()
+    drawn = model.output.weight.clone()
+    start_from(model, trained)
+    assert model.features.weight.equal(trained["features.weight"])
+    assert model.output.weight.equal(trained["output.weight"] if kept else drawn)
+
+
+@pytest.mark.parametrize("other", [class_layer(3, width=4), nn.Linear(3, 2), nn.Sequential()])
+def test_a_start_of_another_network_is_refused(other):
+    with pytest.raises(ValueError, match="weights to start from are of another network"):
+        start_from(class_layer(3), other.state_dict())
+
+
+def test_pictures_without_a_class_are_not_learned_from(made_pictures, tmp_path):
+    pictures = made_pictures(4)
+    pictures[-1] = dataclasses.replace(pictures[-1], target=UNKNOWN)
+    task = Task(
+        scans=pictures,
+        splits=6 * ["train"] + 2 * ["validation"],
+        variant={},
+        settings={},
+        fabric=Fabric(accelerator="cpu", devices=1),
+        folder=tmp_path,
+        seed=0,
+        classes=CLASSES,
+    )
+    with pytest.raises(ValueError, match="pictures_3_0001 has no class, so nothing is learned"):
+        prepared(task, class_layer)

@@ -84,6 +84,15 @@ def test_no_training_batch_of_several_scans_is_left_with_one(count, size, rounds
         nn.BatchNorm3d(1)(next(iter(loader)).volumes)
 
 
+def test_balanced_batches_hold_every_class_equally_often():
+    volumes = make_volumes(8)
+    volumes.scans = [*volumes.scans[::2], volumes.scans[1]]  # four of one class, one of the other
+    torch.manual_seed(0)
+    loader = random_batches(volumes, batch_size=10, rounds=200, balanced=True)
+    targets = torch.cat([batch.targets for batch in loader])
+    assert len(targets) == 1000 and 0.45 < targets.float().mean() < 0.55
+
+
 def test_plain_batches_keep_the_order():
     batches = list(plain_batches(make_volumes(3), batch_size=2))
     assert [name for batch in batches for name in batch.scan_ids] == ["0", "1", "2"]
