@@ -33,7 +33,7 @@ CARD = Card(
     "cut to the body, turned, sheared, shifted and scaled at random",
     ours="its layers could not be read: blocks after their name, in four stages with residual "
     "connections; widths and depth are ours, so neither size nor scores are those of the "
-    "publication",
+    "publication; whole slices, not cut to the body, and nothing outside it blackened",
     parameters=780_803,
     approximation=True,
 )
