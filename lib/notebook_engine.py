@@ -7,8 +7,8 @@ signal to end while the kernel lives, or it takes PyTorch and all else apart pie
 fifty notebooks pay that, so the kernel is killed.
 
 **Memory.** glibc gives large blocks back to the system as soon as they are free, and the system
-clears each page when it is asked for again: a sixth of the time of training the small SAM. The
-kernel therefore keeps what is free for the next batch. Other C libraries ignore the settings.
+clears each page when it is asked for again: up to a tenth of the time of training the small SAM.
+The kernel therefore keeps what is free for the next batch. Other C libraries ignore the settings.
 
 papermill has this engine by the entry point in pyproject.toml.
 """
