@@ -28,6 +28,8 @@ benchmark: $(READY)
 	  reports/notebooks/benchmark_racnet.ipynb
 	papermill --log-output --no-progress-bar notebooks/benchmark_cnn_bert.ipynb \
 	  reports/notebooks/benchmark_cnn_bert.ipynb
+	papermill --log-output --no-progress-bar notebooks/benchmark_mask_net.ipynb \
+	  reports/notebooks/benchmark_mask_net.ipynb
 
 checkpoints: $(READY)
 	papermill --log-output --no-progress-bar notebooks/checkpoints.ipynb \

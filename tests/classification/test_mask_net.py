@@ -21,11 +21,13 @@ VARIANT = {
 SETTINGS = {
     "image_size": SIZE,
     "trained": "head",
+    "head_first": None,
     "learning_rate": 3e-3,
     "detector_learning_rate": 1e-3,
     "weight_decay": 1e-3,
     "batch_scans": 8,
     "loader_processes": 0,
+    "augmentation": {"mirrored": True},
     "cache_pictures": True,
     "epochs": 2,
     "patience": None,
@@ -95,7 +97,7 @@ def test_s_alone_learns_from_boxes_computed_once_as_from_boxes_of_every_epoch(
     trained = safetensors.torch.load_file(lesion_model)
     for name, weights in detector_of(model).items():
         torch.testing.assert_close(weights, trained[name], rtol=0, atol=0)
-    assert [row["epoch"] for row in histories["COVID-CT-Mask-Net"]] == [1, 2]
+    assert [row["epoch"] for row in histories[mask_net.S_ALONE]] == [1, 2]
     asked = {"settings": SETTINGS, "fabric": CPU}
     found = mask_net.predict(model, pictures, **asked)
     np.testing.assert_allclose(mask_net.predict(plain, pictures, **asked), found, atol=1e-6)
@@ -119,9 +121,24 @@ def test_more_than_s_moves_what_it_names_and_no_statistics(
     assert ("backbone.body.conv1.weight" in moved) == (trained == "everything")
 
 
+def test_s_may_learn_alone_before_the_rest_learns_with_it(pictures, lesion_model, tmp_path):
+    first = {"epochs": 3, "learning_rate": 1e-2}
+    changes = {"trained": "head_and_norms", "head_first": first, "epochs": 1}
+    model, histories, _ = mask_net.train(task(pictures, lesion_model, tmp_path / "run", **changes))
+    assert {name: len(rows) for name, rows in histories.items()} == {
+        mask_net.S_ALONE: 3,
+        "COVID-CT-Mask-Net": 1,
+    }
+    assert histories[mask_net.S_ALONE][0]["learning_rate"] == 1e-2
+    start = safetensors.torch.load_file(lesion_model)
+    assert not detector_of(model)["backbone.body.bn1.weight"].equal(
+        start["backbone.body.bn1.weight"]
+    )
+
+
 def test_boxes_of_a_random_detector_already_tell_pictures_apart(pictures, lesion_model, tmp_path):
     trained = mask_net.train(task(pictures, lesion_model, tmp_path / "run", epochs=60))
-    losses = [row["train_loss"] for row in trained.histories["COVID-CT-Mask-Net"]]
+    losses = [row["train_loss"] for row in trained.histories[mask_net.S_ALONE]]
     assert losses[-1] < 0.1 < losses[0]
 
 

@@ -11,7 +11,7 @@ import yaml
 from lightning_fabric import Fabric, seed_everything
 
 PARAMETERS = Path(__file__).resolve().parents[2] / "params.yaml"
-CLASSIFIERS = yaml.safe_load(PARAMETERS.read_text()).get("classify_pictures", {})
+CLASSIFIERS = yaml.safe_load(PARAMETERS.read_text())["classify_pictures"]
 CPU = Fabric(accelerator="cpu", devices=1)
 
 

@@ -18,6 +18,8 @@ TINY = {
         "comparators": ["densenet3d121"],
         "scored_segmentations": ["morphology", "conventional", "sam2clip2sam"],
         "cnn_bert_configurations": ["rml_msc_affine"],
+        "mask_net_configurations": ["head"],
+        "picture_classifiers": ["light_cnn"],
     },
     "phantom": {
         "phantom": {
@@ -87,6 +89,30 @@ TINY = {
                 "image_size": 32,
                 "epochs": 2,
                 "schedule": {"kind": "one-cycle", "total_steps": 2},
+            }
+        },
+    },
+    "train_lesions": {
+        "small": {
+            "validation_slices": 2,
+            "slices_per_epoch": 4,
+            "epochs": 1,
+            "schedule": {"kind": "cosine", "T_max": 1},
+        }
+    },
+    "classify_pictures": {
+        "mask_net": {
+            "small": {"image_size": 64},
+            "configurations": {
+                "head": {"small": {"epochs": 2, "schedule": {"kind": "cosine", "T_max": 2}}}
+            },
+            "fine_tuned": {"small": {"epochs": 1, "schedule": {"kind": "cosine", "T_max": 1}}},
+        },
+        "light_cnn": {
+            "small": {
+                "image_size": 32,
+                "epochs": 1,
+                "schedule": {"kind": "cosine", "T_max": 1},
             }
         },
     },

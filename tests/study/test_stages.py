@@ -100,6 +100,9 @@ def chosen_modules(stage: str) -> list[str]:
         "classify_comparators": [
             name for name in PARAMETERS["classify"] if name not in ("racnet", "cnn_bert")
         ],
+        "classify_pictures": ["mask_net"],
+        "classify_pictures_fine_tuned": ["mask_net"],
+        "classify_pictures_comparators": PARAMETERS["sizes"]["full"]["picture_classifiers"],
         "cost": PARAMETERS["classify"],
         "cross_data": PARAMETERS["classify"],
         "test_confounder": PARAMETERS["classify"],
@@ -154,6 +157,11 @@ def test_the_study_is_one_of_its_sizes_and_full_leaves_nothing_out():
         if isinstance(values, list):
             assert set(values) <= set(full[name])
     assert {*full["comparators"], "racnet", "cnn_bert"} == set(PARAMETERS["classify"])
+    assert {*full["picture_classifiers"], "mask_net"} == set(PARAMETERS["classify_pictures"])
+    assert {*full["lesion_configurations"]} == set(PARAMETERS["train_lesions"]["configurations"])
+    for size in (default, full):  # DVC cannot join lists
+        assert size["listed_pictures"] == size["picture_sets"] + size["fine_tuned"]
+        assert not set(size["single_slices"]) & set(size["data_sets"])
 
 
 def test_dvc_reads_the_graph():

@@ -34,6 +34,8 @@ def test_it_leaves_tables_and_figures(study):
     names += [f"sam2clip2sam_{kind}" for kind in ("ablation", "effect", "systems", "confounder")]
     names += ["cost", "cross_data", "sam2clip2sam_audit", "sam2clip2sam_audit_cells"]
     names += ["mask_net_audit", "mask_net_audit_cells"]
+    names += [f"mask_net_table{number}" for number in range(1, 10)]
+    names += [f"mask_net_{kind}" for kind in ("table1_parameters", "scans", "effects")]
     names += [
         f"cnn_bert_{kind}"
         for kind in ("table1", "table2", "table3", "effects", "evidence", "audit")
@@ -45,7 +47,13 @@ def test_it_leaves_tables_and_figures(study):
     names += [f"cnn_bert_{kind}_phantom" for kind in ("figure1", "attention", "evidence")]
     curves = ["racnet", "densenet3d121", "cnn_bert_rml_msc_affine_seed0"]
     names += [f"learning_curves_phantom_{name}" for name in (*curves, f"{curves[-1]}_mlp")]
-    names += ["learning_curves_lungs", "sam2clip2sam_confounder", "cross_data"]
+    names += ["learning_curves_phantom_light_cnn_seed0"]
+    names += [f"learning_curves_{name}_mask_net_head_seed0" for name in ("phantom", "phantom-8-bit")]
+    names += ["learning_curves_lungs", "learning_curves_lesions"]
+    names += ["sam2clip2sam_confounder", "cross_data", "cnn_bert_figure2"]
+    kinds = ["figure1", "figure2", "figure6", "confusion", "calibration"]
+    names += [f"mask_net_{kind}_phantom" for kind in kinds]
+    names += ["mask_net_figure4", "mask_net_figure5", "mask_net_confusion_phantom-8-bit"]
     assert figures == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
@@ -80,6 +88,36 @@ def test_the_second_papers_tables_have_every_row(study):
     second = pd.read_csv(study / "reports/tables/cnn_bert_table2.csv")
     trained = second[(second["part"] == "test") & (second["n"] > 0)]
     assert trained["system"].tolist() == ["baseline without MLP", "MLP, both, sigmoid"]
+
+
+def test_pictures_are_predicted_once_and_slices_make_diagnoses(study):
+    predictions = study / "data/predictions/phantom"
+    pictures = pd.read_csv(study / "data/pictures/phantom/pictures.csv", keep_default_na=False)
+    judged = pictures[pictures["label"] != ""]
+    for run in ("mask_net_head_seed0", "light_cnn_seed0"):
+        found = read_predictions(predictions / "pictures" / f"{run}.csv")
+        validate_predictions(found)
+        assert found["image_id"].tolist() == judged["image_id"].tolist()
+    diagnoses = read_predictions(predictions / "diagnoses/mask_net_head_seed0.csv")
+    manifest = pd.read_csv(study / "data/prepared/phantom/manifest.csv")
+    wanted = manifest.loc[manifest["split"] != "train", "scan_id"]
+    assert sorted(diagnoses["scan_id"]) == sorted(wanted)
+    slices = pd.read_csv(predictions / "slices/mask_net_head_seed0.csv")
+    assert len(slices) == manifest.loc[manifest["split"] != "train", "slices"].sum()
+
+
+def test_the_third_papers_tables_have_every_row(study):
+    fourth = pd.read_csv(study / "reports/tables/mask_net_table4.csv")
+    rows = fourth[fourth["data_set"] == "phantom"]
+    assert set(rows["system"]) == {
+        "COVID-CT-Mask-Net, S",
+        "COVID-CT-Mask-Net, S + batch norm",
+        "COVID-CT-Mask-Net, all weights",
+    }
+    absent = rows[rows["system"] == "COVID-CT-Mask-Net, all weights"]
+    assert set(absent["not_measured"]) == {"only in the full study"}
+    ninth = pd.read_csv(study / "reports/tables/mask_net_table9.csv")
+    assert set(ninth["data_set"]) == {"phantom-8-bit"}
 
 
 def test_executed_notebooks_hold_pictures_and_no_error(study):
