@@ -97,7 +97,7 @@ TINY = {
             "validation_slices": 2,
             "slices_per_epoch": 4,
             "epochs": 1,
-            "schedule": {"kind": "cosine", "T_max": 1},
+            "schedule": {"total_steps": 2},
         }
     },
     "classify_pictures": {
@@ -106,7 +106,6 @@ TINY = {
             "configurations": {
                 "head": {"small": {"epochs": 2, "schedule": {"kind": "cosine", "T_max": 2}}}
             },
-            "fine_tuned": {"small": {"epochs": 1, "schedule": {"kind": "cosine", "T_max": 1}}},
         },
         "light_cnn": {
             "small": {
