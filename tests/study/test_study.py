@@ -48,7 +48,9 @@ def test_it_leaves_tables_and_figures(study):
     curves = ["racnet", "densenet3d121", "cnn_bert_rml_msc_affine_seed0"]
     names += [f"learning_curves_phantom_{name}" for name in (*curves, f"{curves[-1]}_mlp")]
     names += ["learning_curves_phantom_light_cnn_seed0"]
-    names += [f"learning_curves_{name}_mask_net_head_seed0" for name in ("phantom", "phantom-8-bit")]
+    names += [
+        f"learning_curves_{name}_mask_net_head_seed0" for name in ("phantom", "phantom-8-bit")
+    ]
     names += ["learning_curves_lungs", "learning_curves_lesions"]
     names += ["sam2clip2sam_confounder", "cross_data", "cnn_bert_figure2"]
     kinds = ["figure1", "figure2", "figure6", "confusion", "calibration"]
