@@ -18,7 +18,7 @@ def texts(axis):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return mask_net.build(**mask_net.VARIANTS["small"], nms_threshold=0.4)
+    return mask_net.build(**mask_net.VARIANTS["small"] | {"nms_threshold": 0.4})
 
 
 @pytest.fixture
