@@ -183,7 +183,8 @@ def confusion_matrices(
     columns = min(4, max(1, len(predictions)))
     most = max((len(class_names(frame)) for frame in predictions.values()), default=0)
     width = max(PICTURE_INCHES, float(most))  # an inch per class name
-    figure, axes = grid(len(predictions), columns, cell=(width, width + 0.1))
+    figure, axes = grid(len(predictions), columns, cell=(width, width + 0.25))
+    figure.get_layout_engine().set(h_pad=0.1)  # inches: labels keep clear of the title below
     for axis, (name, frame) in zip(axes, predictions.items(), strict=True):
         tested = frame[frame["split"] == split]
         counts = confusion_matrix(
