@@ -18,7 +18,6 @@ import numpy as np
 import timm
 import torch
 from lightning_fabric import Fabric, seed_everything
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lib.classification.inputs import pack, scan_logits
@@ -27,6 +26,7 @@ from lib.classification.pictures import UNKNOWN, PictureItem, load_picture, prep
 from lib.classification.task import Card, Task, Trained
 from lib.classification.volumes import ScanVolumes, fit_volumes, predict_volumes
 from lib.data.scan import Window
+from lib.inference import load_tensors
 
 LARGEST_GREY = 255.0
 WINDOW = Window(centre=-500, width=1500)  # -1250 to 250 HU (FACTS 6.8)
@@ -119,7 +119,7 @@ def build(
         zero_init_last=False,  # a frozen scale of 0 would shut every block for good
     )
     if weights is not None:
-        states = {n: v for n, v in load_file(weights).items() if not n.startswith("fc.")}
+        states = {n: v for n, v in load_tensors(Path(weights)).items() if not n.startswith("fc.")}
         if states.keys() != trunk.state_dict().keys():
             raise ValueError(f"{weights} does not hold the layers of this ResNet")
         trunk.load_state_dict(states)

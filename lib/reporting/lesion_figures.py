@@ -28,6 +28,7 @@ from lib.reporting.pictures import LESION_OUTLINES, LINE_COLOURS, STYLE, grid
 from lib.reporting.segmentation_cases import shown_part
 from lib.reporting.segmentation_figures import choose_cases
 from lib.segmentation import lesion_instances
+from lib.segmentation.lesion_training import LesionSlice
 from lib.segmentation.mask_rcnn import detections
 
 CLASS_TITLES = {"control": "control", "pneumonia": "common pneumonia", "covid": "COVID-19"}
@@ -180,6 +181,43 @@ def predicted_picture(
         names = _names(one.labels, mask_type)
         found[f"RoI NMS {threshold:g}"] = Found(names, boxes, masks, scores)
     return LesionPicture(picture.title, picture.grey, picture.lesions, found)
+
+
+def precision_pictures(
+    model: MaskRCNN,
+    slices: Sequence[LesionSlice],
+    precisions: Sequence[float],
+    *,
+    mask_type: str = "both",
+    shares: Sequence[float] = (0, 0.33, 0.67, 1),
+) -> list[LesionPicture]:
+    """Slices of the lowest precision, in between and of the highest, with what is found in them.
+
+    Args:
+        model: the lesion model.
+        slices: those that were scored.
+        precisions: average precision at an IoU of 0.5 of each, 0 to 1.
+        mask_type: that the model was trained on.
+        shares: which places of the ranking are shown, 0 the lowest, 1 the highest; of equals the
+            first comes first.
+
+    Returns:
+        As `predicted_picture`, one for each share.
+    """
+    ranked = np.argsort(precisions, kind="stable")
+    chosen = [int(ranked[round(share * (len(ranked) - 1))]) for share in shares]
+    return [
+        predicted_picture(
+            model,
+            LesionPicture(
+                f"{slices[place].image_id}\nAP@0.5 {precisions[place]:.2f}",
+                slices[place].picture,
+                slices[place].mask,
+            ),
+            mask_type=mask_type,
+        )
+        for place in chosen
+    ]
 
 
 def _names(labels: torch.Tensor, mask_type: str) -> list[str]:

@@ -219,8 +219,7 @@ def mean_precision(
 ) -> float:
     """Mean average precision at an IoU of 0.5 by the paper's rule, which chooses the epoch.
 
-    The paper does not say how its epoch was chosen, so this is ours. Small models take 20 ms per
-    slice on one core, so that 32 slices after each epoch of 200 add 5 % to the training.
+    The paper does not say how its epoch was chosen, so this is ours.
 
     Args:
         model: in evaluation mode.

@@ -19,6 +19,7 @@ from lib.reporting.lesion_figures import (
     example_figure,
     lesion_table,
     mask_colours,
+    precision_pictures,
     predicted_picture,
     prediction_figure,
     slice_table,
@@ -26,6 +27,7 @@ from lib.reporting.lesion_figures import (
     stored_picture,
     true_lesions,
 )
+from lib.segmentation.lesion_training import LesionSlice
 
 GLASS, CONSOLIDATION = "ground-glass opacity", "consolidation"
 
@@ -188,6 +190,19 @@ def test_predictions_are_asked_for_under_every_threshold(monkeypatch):
     figure = prediction_figure([filled])
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["RoI NMS 0.3: 1 box", "RoI NMS 0.6: 1 box", "truth: not known"]
+
+
+def test_slices_are_shown_from_the_lowest_to_the_highest_precision(monkeypatch):
+    monkeypatch.setattr(
+        lesion_figures, "predicted_picture", lambda model, picture, *, mask_type: picture
+    )
+    grey, mask = np.zeros((8, 8), np.uint8), np.eye(8, dtype=np.uint8)
+    slices = [LesionSlice(name, "scan", "patient", grey, mask) for name in "abcd"]
+    shown = precision_pictures(None, slices, [0.5, 1.0, 0.0, 0.5], shares=(0, 0.34, 1))
+    assert [one.title for one in shown] == ["c\nAP@0.5 0.00", "a\nAP@0.5 0.50", "b\nAP@0.5 1.00"]
+    assert all(one.grey is grey and one.lesions is mask for one in shown)
+    (only,) = precision_pictures(None, slices[:1], [0.2], shares=(1,))
+    assert only.title == "a\nAP@0.5 0.20"
 
 
 def test_truth_is_drawn_as_instances():
