@@ -5,11 +5,16 @@ the lungs) and the step from one scanner or hospital to another are tested by tr
 systems on many data sets. A `Run` is one such training. Its result, the predictions on the test
 sets, is one file with a fingerprint of all that it depends on (`lib.data.scan_map`), so an
 experiment that was killed or extended trains only what is missing.
+
+On a CPU each run has one thread, so that several run at once, one per core, and a result does not
+depend on how many do.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -27,6 +32,7 @@ from lib.data.manifest import read_manifest
 from lib.data.scan_map import map_scans
 from lib.data.splits import TEST
 from lib.evaluation.classification import predictions_table
+from lib.inference import one_thread
 
 PACKAGE = "lib.classification"
 
@@ -179,7 +185,12 @@ def compared_runs(
 
 
 def run_all(
-    runs: Iterable[Run], folder: Path, *, unfinished: Path, classifiers: Iterable[str]
+    runs: Iterable[Run],
+    folder: Path,
+    *,
+    unfinished: Path,
+    classifiers: Iterable[str],
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Train and judge every run that has no result yet, and read all results.
 
@@ -189,6 +200,7 @@ def run_all(
         unfinished: gets the weights of a run in hand, from which a killed one goes on.
         classifiers: names of all classifiers; a run depends on the code of its own one and on all
             that is none.
+        executor: processes that train; None trains in this one.
 
     Returns:
         Predictions of the test parts, one row per run and scan: the columns of ``about``,
@@ -210,6 +222,7 @@ def run_all(
         parameters={},
         inputs=partial(run_inputs, classifiers=set(classifiers)),
         code=[training, "torch"],
+        executor=executor,
         description=f"{folder.parent.name}: runs",
         keep_going=False,
     )
@@ -265,9 +278,10 @@ def train_and_judge(run: Run, path: Path, *, unfinished: Path) -> dict[str, int]
         folder=unfinished / run.name,
         seed=int(run.about["seed"]),
     )
-    model = system.train(task).model
-    judge = partial(system.predict, model, settings=settings, fabric=task.fabric)
-    tables = [_judged(found, judge, name) for name, found in run.tested.items()]
+    with one_thread() if task.fabric.device.type == "cpu" else nullcontext():
+        model = system.train(task).model
+        judge = partial(system.predict, model, settings=settings, fabric=task.fabric)
+        tables = [_judged(found, judge, name) for name, found in run.tested.items()]
     save_csv(pd.concat(tables).assign(**run.about)[[*run.about, *tables[0].columns]], path)
     shutil.rmtree(unfinished / run.name, ignore_errors=True)
     return {"learned": len(task.train), "judged": sum(map(len, tables))}

@@ -17,6 +17,7 @@ from lib.classification.experiment import (
     run_all,
     run_inputs,
 )
+from lib.data.scan_map import worker_processes
 
 SETTINGS = {
     "slices": 16,
@@ -65,6 +66,22 @@ def test_a_run_that_is_there_is_not_trained_again(found, tmp_path, monkeypatch):
     again = run_all([run, make_run(found, seed=1)], **folders, classifiers=["densenet3d121"])
     assert trained == ["densenet3d121-true_lungs-1"]
     pd.testing.assert_frame_equal(again[again["seed"] == 0], first)
+
+
+def test_processes_train_what_one_process_does(found, tmp_path):
+    results = []
+    for processes in (1, 2):
+        with worker_processes(processes) as executor:
+            results += [
+                run_all(
+                    [make_run(found), make_run(found, seed=1)],
+                    tmp_path / f"by {processes}/runs",
+                    unfinished=tmp_path / f"unfinished by {processes}",
+                    classifiers=["densenet3d121"],
+                    executor=executor,
+                )
+            ]
+    pd.testing.assert_frame_equal(*results, check_exact=True)
 
 
 def _note(trained):
