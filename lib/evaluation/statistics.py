@@ -4,7 +4,7 @@ Scans of one patient are not independent, so whole patients are drawn with repla
 is never copied out: it is a row of weights (how often each scan was drawn), and a statistic is a
 function of the table and of many such rows at once.
 
-Three choices, made once for the whole study:
+Four choices, made once for the whole study:
 
 * **Percentile intervals**, not BCa. They stay inside the range of the score, and they exist at the
   edges: the acceleration of BCa is undefined when leaving out any one patient changes nothing, as
@@ -13,9 +13,8 @@ Three choices, made once for the whole study:
   chance as well, and a patient may have scans of both classes, so strata would cut patients apart.
 * **Resamples without a value are left out** (ROC AUC when a class was not drawn). Above 5 % of
   them the rest is no longer a fair sample, and the interval is nan.
-
-A percentile interval of width zero (a perfect score on a small set) is not certainty: read it
-together with n.
+* **No interval of width zero.** Where all resamples agree (a perfect score; no failure among a few
+  patients) they know of no spread, which is not certainty, so the interval is nan.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from lib.evaluation.classification import (
 REPETITIONS = 2000
 CONFIDENCE = 0.95
 MAX_UNDEFINED = 0.05
+ROUNDING = 1e-12  # resamples that differ by less agree
 BLOCK_WEIGHTS = 4_000_000  # weights held at once, 32 MB, so that large test sets fit
 
 # A statistic takes a table of rows and weights of shape (resamples, rows) and returns, for each
@@ -80,7 +80,7 @@ def bootstrap_interval(
     Returns:
         One row per name of the statistic with ``value``, ``low``, ``high`` and ``undefined``, the
         fraction of resamples without a value. ``low`` and ``high`` are nan when there is a single
-        group or when ``undefined`` exceeds 5 %.
+        group, when ``undefined`` exceeds 5 %, and when they are equal.
 
     Raises:
         ValueError: when the table is empty, the column is missing or has gaps, or the confidence
@@ -317,6 +317,8 @@ def _intervals(
         low = high = np.nan
         if undefined <= MAX_UNDEFINED and not single_group:
             low, high = np.nanquantile(resampled, [tail, 1 - tail])
+        if high - low < ROUNDING:
+            low = high = np.nan
         rows[name] = {"value": point[0], "low": low, "high": high, "undefined": undefined}
     return pd.DataFrame.from_dict(rows, orient="index").astype(np.float64)
 

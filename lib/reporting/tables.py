@@ -40,6 +40,10 @@ FULL_ONLY = "only in the full study"
 NO_LABELS = "no labelled scan in this part"
 NOT_MEASURED = "not_measured"
 UNDEFINED = "–"
+WITHOUT_INTERVAL = (
+    "A value without an interval: resamples all agree, as with a perfect score of few patients, "
+    "which is not certainty; or there is a single patient."
+)
 LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
 LATEX_WIDEST_TABLE = 100  # characters; wider tables are shrunk to the width of the text
 SMALLEST_P_VALUE = 0.001  # smaller ones are printed as below it
@@ -775,7 +779,7 @@ def write_table(
         table: as the builders return it.
         folder: made where it does not exist.
         name: of the files, without ending, for example ``"sam2clip2sam_table1"``.
-        caption: one or two sentences of plain text.
+        caption: one or two sentences of plain text; one more is added where an interval is missing.
         decimals: of the Markdown and LaTeX files; CSV keeps every digit.
 
     Returns:
@@ -786,6 +790,8 @@ def write_table(
     """
     if Path(name).name != name:
         raise ValueError(f"a table's name is no path, got {name}")
+    if _without_interval(table):
+        caption = f"{caption} {WITHOUT_INTERVAL}"
     text = printable(table, decimals=decimals)
     contents = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
@@ -799,6 +805,12 @@ def write_table(
             partial_file.write_text(content, encoding="utf-8", newline="\n")
         files.append(file)
     return files
+
+
+def _without_interval(table: pd.DataFrame) -> bool:
+    """Whether a measured value of a table with intervals has none."""
+    bounded = [name for name in table.columns if name + LOW in table]
+    return any((table[name].notna() & table[name + LOW].isna()).any() for name in bounded)
 
 
 def publish_table(

@@ -226,7 +226,19 @@ def test_a_paired_difference_cancels_what_both_share():
 def test_a_system_does_not_differ_from_itself():
     frame = make_predictions(30)
     table = bootstrap_difference(frame, frame, SCORES, repetitions=50, seed=0)
-    assert (table[["value", "low", "high"]] == 0).all(axis=None)
+    assert (table["value"] == 0).all() and table[["low", "high"]].isna().all(axis=None)
+
+
+def test_a_perfect_score_of_few_patients_has_no_interval_and_an_imperfect_one_has():
+    frame = make_predictions(30)
+    names = ["probability_covid", "probability_non_covid"]
+    is_covid = (frame["label"] == "covid").to_numpy(float)
+    frame[names] = np.stack([is_covid, 1 - is_covid], axis=1)
+    perfect = bootstrap_interval(frame, SCORES, repetitions=50, seed=0).loc["accuracy"]
+    assert perfect["value"] == 1 and np.isnan([perfect["low"], perfect["high"]]).all()
+    frame.loc[0, names] = frame.loc[0, names].to_numpy()[::-1]
+    good = bootstrap_interval(frame, SCORES, repetitions=50, seed=0).loc["accuracy"]
+    assert good["low"] < good["value"] < 1
 
 
 @pytest.mark.parametrize("column", ["scan_id", "label", "patient_id"])
