@@ -9,6 +9,7 @@ targets are few:
 - a box trains the mask for unambiguous prompts, a point the three others;
 - the quality of a mask is its IoU with the region that it fits best, whichever was meant, so that
   all masks of a prompt learn their quality and not only the best one;
+- the matrices learn by Muon instead of AdamW (`build_optimizers`);
 - losses are taken at the size of the network's input, where outlines are finer than the decoder's
   pixels; only which of a point's three masks is best is judged at the decoder's size.
 """
@@ -26,9 +27,9 @@ from lightning_fabric import Fabric, seed_everything
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
@@ -422,15 +423,15 @@ def train_small_sam(
     fabric = Fabric(precision=settings["precision"])
     seed_everything(seed, verbose=False)
     model = build_sam("small").requires_grad_(True)
-    numbers = {name: settings[name] for name in ("betas", "weight_decay")}
-    optimizer = AdamW(model.parameters(), lr=settings["learning_rate"], fused=True, **numbers)
+    numbers = ("learning_rate", "betas", "weight_decay")
+    optimizers = build_optimizers(model, **{name: settings[name] for name in numbers})
     data = [file_sha256(f) for part in (TRAIN, VALIDATION) for pair in scans[part] for f in pair]
     with one_thread():  # its operations are too small to be shared between cores
         history = fit(
             model,
             fabric=fabric,
-            optimizers=[optimizer],
-            schedulers=schedules([optimizer], **settings["schedule"]),
+            optimizers=optimizers,
+            schedulers=schedules(optimizers, **settings["schedule"]),
             train_batches=steps_loader(
                 prompted(learned_from),
                 batch_size=settings["batch_slices"],
@@ -447,6 +448,37 @@ def train_small_sam(
             fingerprint={**settings, "data": data},
         )
     return model.eval(), history
+
+
+def build_optimizers(
+    sam: Sam, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> list[Optimizer]:
+    """Muon for the matrices of all attention and perceptron layers, AdamW for everything else.
+
+    SAM was trained by AdamW alone. Muon (Jordan et al. 2024) moves a matrix by the same amount in
+    all directions. On the phantom as many steps leave a quarter less of the lungs' Dice to be
+    gained than AdamW's, for an eighth more time each. Its steps are as long as AdamW's, so both
+    share the learning rate.
+
+    Args:
+        sam: the network.
+        learning_rate: of both.
+        betas: of AdamW.
+        weight_decay: of both.
+    """
+    layers = (*sam.image_encoder.blocks, sam.mask_decoder.transformer)
+    matrices = {
+        linear.weight
+        for layer in layers
+        for linear in layer.modules()
+        if isinstance(linear, nn.Linear)
+    }
+    others = [values for values in sam.parameters() if values not in matrices]
+    inner = [values for values in sam.parameters() if values in matrices]  # in a fixed order
+    return [
+        AdamW(others, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True),
+        Muon(inner, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+    ]
 
 
 def evenly_spaced(items: Sequence, count: int) -> list:

@@ -14,6 +14,7 @@ from lib.foundation.sam_training import (
     PromptedSlices,
     augmented,
     best_overlap,
+    build_optimizers,
     collate,
     dice_loss,
     evenly_spaced,
@@ -159,3 +160,34 @@ def test_found_lungs_has_a_row_per_lung(lively_sam, scans):
 def test_evenly_spaced_keeps_both_ends():
     assert evenly_spaced(range(10), 4) == [0, 3, 6, 9]
     assert evenly_spaced([5, 6], 4) == [5, 6]
+
+
+def test_every_weight_has_one_optimizer_and_muon_the_matrices_of_the_transformers():
+    sam = build_sam("small")
+    adam, muon = build_optimizers(sam, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    by_adam, by_muon = (
+        [values for group in optimizer.param_groups for values in group["params"]]
+        for optimizer in (adam, muon)
+    )
+    assert {id(v) for v in by_adam + by_muon} == {id(v) for v in sam.parameters()}
+    assert len(by_adam) + len(by_muon) == len(list(sam.parameters()))
+    names = {id(values): name for name, values in sam.named_parameters()}
+    chosen = {names[id(values)] for values in by_muon}
+    assert "image_encoder.blocks.0.attn.qkv.weight" in chosen
+    assert "mask_decoder.transformer.layers.1.mlp.lin2.weight" in chosen
+    assert all("blocks" in name or "transformer" in name for name in chosen)
+    assert all(values.ndim == 2 for values in by_muon)
+
+
+def test_a_step_of_muon_is_as_long_as_one_of_adam_is_in_a_random_direction():
+    sam = build_sam("small").requires_grad_(True)
+    _, muon = build_optimizers(sam, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    weight = sam.image_encoder.blocks[0].mlp.lin1.weight
+    before = weight.detach().clone()
+    torch.manual_seed(0)
+    weight.grad = torch.randn_like(weight)
+    muon.step()
+    length = (weight.detach() - before).square().mean().sqrt().item()
+    assert length == pytest.approx(
+        0.2e-3, rel=0.3
+    )  # root mean square of AdamW's steps is about 0.2
