@@ -2,10 +2,12 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from dvc.repo import Repo
 
 from lib.evaluation.classification import read_predictions, validate_predictions
@@ -171,3 +173,22 @@ def test_a_parameter_of_racnet_concerns_racnet_and_the_reports_only(study):
     stages = set(re.findall(r"Running stage '([\w@-]+)'", planned))
     experiments = {"test_confounder", "cross_data"}  # which find their trainings unchanged
     assert stages == {"classify@phantom-none-racnet", "cost", "tables", "figures"} | experiments
+
+
+def test_two_data_sets_are_trained_and_tested_crosswise(study):  # last: it changes the scores
+    both = ["phantom", "phantom-8-bit"]
+    before = yaml.safe_load((study / "params.yaml").read_text())["study"]
+    changed = {"data_sets": both, "classification": both, "single_slices": []}
+    try:
+        change_parameters(study, {"study": changed})
+        run_in(study, "dvc", "repro", "--single-item", "segment_none@phantom-8-bit")
+        pairs = "overrides: {pairs: [[phantom, phantom-8-bit]]}"
+        run_in(study, "papermill", "notebooks/cross_data.ipynb", "crossed.ipynb", "-y", pairs)
+    finally:
+        change_parameters(study, {"study": {name: before[name] for name in changed}})
+    summary = pd.read_csv(study / "data/scores/cross_data/summary.csv")
+    rows = summary[summary["comparison"] == "phantom and phantom-8-bit"]
+    assert set(zip(rows["trained_on"], rows["tested_on"], strict=True)) == set(product(both, both))
+    assert (rows["input"] == "none").all()
+    tested = rows.set_index(["trained_on", "tested_on"])["n"]
+    assert tested["phantom", "phantom"] == tested["phantom-8-bit", "phantom"] == 9
