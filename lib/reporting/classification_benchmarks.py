@@ -159,7 +159,7 @@ def compare_training(
     result = compare(padded, packed, repetitions=repetitions, slices=sum(lengths))
     if device == "cpu":
         del steps, padded, packed
-        memory = {way: _resident(partial(make, way), threads) for way in WAYS}
+        memory = {way: _resident(partial(make, way), threads)["rise_mib"] for way in WAYS}
     else:
         memory = {way: _allocated(step) for way, step in steps.items()}
     return result | {
@@ -184,20 +184,57 @@ def counted(step: Step) -> int:
     return flops.get_total_flops()
 
 
-def _resident(make: Callable[[], Step], threads: int) -> float:
-    """By how much a step raises the peak of resident memory of a fresh process, in MiB."""
+def whole_scans(
+    variant: Mapping[str, Any],
+    *,
+    scans: int,
+    image_size: int,
+    device: str = "cpu",
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Memory and time of a first step on scans of as many slices as the network has positions.
+
+    Args:
+        variant: arguments of RACNet's ``build``.
+        scans: of the batch.
+        image_size: height and width in pixels.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: of PyTorch on a CPU.
+
+    Returns:
+        ``slices``; ``memory_mib``, on a CPU the peak of a process that does nothing else (Python,
+        PyTorch, network and slices included), on a GPU the most that PyTorch held allocated;
+        ``seconds`` of the step.
+    """
+    lengths = scans * [variant["positions"]]
+    make = partial(Step, "packed", variant, lengths, image_size=image_size, device=device)
+    if device == "cpu":
+        found = _resident(make, threads)
+        memory, seconds = found["whole_mib"], found["seconds"]
+    else:
+        step, start = make(), perf_counter()
+        memory = _allocated(step)
+        seconds = perf_counter() - start
+    return {"slices": sum(lengths), "memory_mib": round(memory), "seconds": round(seconds, 3)}
+
+
+def _resident(make: Callable[[], Step], threads: int) -> dict[str, float]:
+    """What a first step takes in a fresh process, see `_measured_step`."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # PyTorch is imported once, by the server
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_rise_in_step, make, threads).result()
+        return process.submit(_measured_step, make, threads).result()
 
 
-def _rise_in_step(make: Callable[[], Step], threads: int) -> float:
+def _measured_step(make: Callable[[], Step], threads: int) -> dict[str, float]:
+    """Peak of resident memory, by how much the step raised it, and the step's seconds."""
     torch.set_num_threads(threads)
     step = make()
-    before = own_peak_memory()
+    before, start = own_peak_memory(), perf_counter()
     step()
-    return own_peak_memory() - before
+    seconds = perf_counter() - start
+    whole = own_peak_memory()
+    return {"whole_mib": whole, "rise_mib": whole - before, "seconds": seconds}
 
 
 def _allocated(step: Step) -> float:

@@ -17,6 +17,7 @@ from lib.reporting.classification_benchmarks import (
     counted,
     length_mixes,
     training_figure,
+    whole_scans,
 )
 
 TINY = {
@@ -91,3 +92,10 @@ def test_the_bandwidth_estimate_is_bytes_by_bandwidth():
     assert found["seconds_expected"] == pytest.approx(expected, abs=0.01)
     assert found["seconds"] > 0
     assert bandwidth("cpu", repetitions=1) > 1e8
+
+
+def test_whole_scans_take_all_positions():
+    found = whole_scans(TINY, scans=2, image_size=32)
+    assert found["slices"] == 2 * TINY["positions"]
+    assert found["memory_mib"] > 100  # the process itself holds Python and PyTorch
+    assert 0 < found["seconds"] < 120
