@@ -14,7 +14,10 @@ What the paper leaves open is a setting, and the paper's letter is a preset of i
 - equation 7 takes the box of the whole mask, which one stray island stretches over both lungs; here
   it is the box of the mask's largest piece;
 - nothing is said of slices without lungs; here a mask less similar than ``similarity_floor`` is no
-  lung, and a slice without any is empty.
+  lung, and a slice without any is empty;
+- slices are judged by themselves; here a mask that continues a lung of the next slice needs only
+  ``continued_floor``, since the crescents above the diaphragm look less like lungs than bowel gas
+  does.
 """
 
 import warnings
@@ -47,7 +50,7 @@ from lib.foundation.mask_generator import MaskGenerator, Proposals
 from lib.foundation.sam import build_sam
 from lib.inference import best_device, load_weights, one_thread
 
-WITHIN = 0.5  # of the smaller of two masks; more in common, and they are the same lung
+WITHIN = 0.5  # of the smaller of two masks, or of one; more in common, and they are one lung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class Choice:
         cut_to_box: whether a crop is cut to the box of its mask; equation 2 only multiplies.
         largest_piece: whether a box is drawn around the largest connected piece of a mask only.
         similarity_floor: least similarity of a lung; None takes the best whatever it is.
+        continued_floor: least similarity of a mask that lies for its greater part where the next
+            slice has lung; None makes no difference.
         crops_per_batch: crops that CLIP sees together; bounds memory.
     """
 
@@ -72,6 +77,7 @@ class Choice:
     cut_to_box: bool = True
     largest_piece: bool = True
     similarity_floor: float | None = None
+    continued_floor: float | None = None
     crops_per_batch: int = 256
 
     def __post_init__(self) -> None:
@@ -80,8 +86,10 @@ class Choice:
             raise ValueError(f"area is a smaller and a larger share of the slice, got {self.area}")
         if self.regions < 1 or not 0 <= self.most_borders <= 4:
             raise ValueError("regions is at least 1, most_borders 0 to 4")
-        if self.similarity_floor is not None and not -1 <= self.similarity_floor <= 1:
-            raise ValueError(f"similarity_floor lies in [-1, 1], got {self.similarity_floor}")
+        for name in ("similarity_floor", "continued_floor"):
+            floor = getattr(self, name)
+            if floor is not None and not -1 <= floor <= 1:
+                raise ValueError(f"{name} lies in [-1, 1], got {floor}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +151,7 @@ def passes_area_filter(
 
 
 def regions_of_interest(
-    similarities: np.ndarray, masks: np.ndarray, *, regions: int, floor: float | None
+    similarities: np.ndarray, masks: np.ndarray, *, regions: int, floor: float | np.ndarray | None
 ) -> np.ndarray:
     """The masks most similar to the sentences (equation 6).
 
@@ -152,16 +160,18 @@ def regions_of_interest(
         masks: bool, shape (masks, height, width).
         regions: how many to take at most. One is the equation's arg max; further ones have at most
             half of the smaller mask in common with each that was taken before.
-        floor: least similarity, or None.
+        floor: least similarity, of all masks or of each, or None.
 
     Returns:
-        Numbers of masks, best first; none where no mask reaches the floor.
+        Numbers of masks, best first; none where no mask reaches its floor.
     """
+    reaches = np.full(len(masks), True) if floor is None else similarities >= floor
     taken: list[int] = []
     for number in np.argsort(-similarities, kind="stable"):
-        if len(taken) == regions or (floor is not None and similarities[number] < floor):
+        if len(taken) == regions:
             break
-        if not any(_within_one_another(masks[number], masks[other]) for other in taken):
+        overlaps = (_within_one_another(masks[number], masks[other]) for other in taken)
+        if reaches[number] and not any(overlaps):
             taken.append(int(number))
     return np.array(taken, int)
 
@@ -231,13 +241,16 @@ class Sam2Clip2SamSegmenter:
             mask that is similar enough to the sentences is empty.
         """
         lungs = np.zeros(scan.voxels.shape, bool)
+        unclear = np.zeros(len(lungs), bool)
         bodies = body_mask(scan.voxels > tissue_threshold(scan.voxels))
         size, masks = self.generator.pictures_per_batch, 0
         for start in range(0, len(lungs), size):
             part = slice(start, start + size)
-            sights = self.look(scan.voxels[part], bodies[part])
-            lungs[part] = [journey.lungs for journey in self.choose(sights)]
-            masks += sum(len(sight.proposals) for sight in sights)
+            journeys = self.choose(self.look(scan.voxels[part], bodies[part]))
+            lungs[part] = [journey.lungs for journey in journeys]
+            unclear[part] = [self._is_unclear(journey) for journey in journeys]
+            masks += sum(len(journey.sight.proposals) for journey in journeys)
+        self._continue(scan.voxels, bodies, lungs, unclear)
         if not masks:
             warnings.warn(
                 "SAM returned no mask for any slice of a scan: are its weights trained, and the "
@@ -245,6 +258,30 @@ class Sam2Clip2SamSegmenter:
                 stacklevel=2,
             )
         return separate_lungs(lungs)
+
+    def _is_unclear(self, journey: Journey) -> bool:
+        """Whether a slice could have further lungs if the next slice had them there."""
+        floor, continued = self.choice.similarity_floor, self.choice.continued_floor
+        if floor is None or continued is None or len(journey.chosen) == self.choice.regions:
+            return False
+        return bool(((journey.similarities >= continued) & (journey.similarities < floor)).any())
+
+    def _continue(
+        self, voxels: np.ndarray, bodies: np.ndarray, lungs: np.ndarray, unclear: np.ndarray
+    ) -> None:
+        """Follow lungs into unclear slices, from the first to the last and back, in place.
+
+        These few slices are looked at once more, which is cheaper than to keep all masks of a scan.
+        """
+        for step in (1, -1):
+            for here in range(len(lungs))[::step]:
+                beside = here - step
+                if not unclear[here] or not 0 <= beside < len(lungs) or not lungs[beside].any():
+                    continue
+                alone = slice(here, here + 1)
+                (journey,) = self.choose(self.look(voxels[alone], bodies[alone]), [lungs[beside]])
+                lungs[here] |= journey.lungs
+                unclear[here] = self._is_unclear(journey)
 
     def look(self, voxels: np.ndarray, bodies: np.ndarray | None = None) -> list[Sight]:
         """Segment everything in some slices (equation 1).
@@ -268,11 +305,15 @@ class Sam2Clip2SamSegmenter:
                 )
             ]
 
-    def choose(self, sights: Sequence[Sight]) -> list[Journey]:
+    def choose(
+        self, sights: Sequence[Sight], beside: Sequence[np.ndarray] | None = None
+    ) -> list[Journey]:
         """Find the lungs among the masks of some slices and segment them (equations 2 to 8).
 
         Args:
             sights: of `look`; their slices are shown to CLIP together.
+            beside: lungs of a slice next to each, where masks need only ``continued_floor``; None
+                judges each slice by itself.
 
         Returns:
             One journey per slice.
@@ -285,7 +326,13 @@ class Sam2Clip2SamSegmenter:
         ]
         with one_thread():
             similarities = self._similarities(crops)
-            steps = zip(sights, candidates, crops, similarities, strict=True)
+            floors = [
+                self._floor(sight.proposals.masks[numbers], lungs)
+                for sight, numbers, lungs in zip(
+                    sights, candidates, beside or [None] * len(sights), strict=True
+                )
+            ]
+            steps = zip(sights, candidates, crops, similarities, floors, strict=True)
             return [self._finished(*step) for step in steps]
 
     def _candidates(self, proposals: Proposals) -> np.ndarray:
@@ -293,6 +340,13 @@ class Sam2Clip2SamSegmenter:
             proposals, area=self.choice.area, most_borders=self.choice.most_borders
         )
         return np.flatnonzero(passed)
+
+    def _floor(self, masks: np.ndarray, lungs: np.ndarray | None) -> float | np.ndarray | None:
+        """Least similarity of each mask, by the lungs of the next slice if they are given."""
+        if lungs is None or self.choice.similarity_floor is None:
+            return self.choice.similarity_floor
+        continues = (masks & lungs).sum(axis=(1, 2)) > WITHIN * masks.sum(axis=(1, 2))
+        return np.where(continues, self.choice.continued_floor, self.choice.similarity_floor)
 
     def _similarities(self, crops: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Similarities of the crops of each slice, computed for all slices together."""
@@ -307,6 +361,7 @@ class Sam2Clip2SamSegmenter:
         candidates: np.ndarray,
         crops: list[np.ndarray],
         similarities: np.ndarray,
+        floor: float | np.ndarray | None,
     ) -> Journey:
         """Equations 6 to 8 of one slice."""
         masks, size = sight.proposals.masks[candidates], sight.grey.shape
@@ -314,7 +369,7 @@ class Sam2Clip2SamSegmenter:
             similarities,
             masks,
             regions=self.choice.regions,
-            floor=self.choice.similarity_floor,
+            floor=floor,
         )
         boxes = boxes_around(masks[chosen], largest_piece=self.choice.largest_piece)
         final = np.zeros((0, *size), bool)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -138,6 +140,53 @@ def test_a_scan_is_its_slices(lively_sam, clip, scan):
     np.testing.assert_array_equal(whole > 0, alone)
 
 
+def test_a_mask_beside_a_lung_needs_only_the_lower_floor(lively_sam, clip, scan):
+    floors = {"similarity_floor": 0.99, "continued_floor": -1.0}
+    segmenter = segmenter_of(lively_sam, clip, area=(0.001, 0.6), most_borders=4, **floors)
+    sights = segmenter.look(scan.voxels[:1])
+    everywhere, nowhere = (
+        np.ones(scan.voxels.shape[1:], bool),
+        np.zeros(scan.voxels.shape[1:], bool),
+    )
+    (alone,), (inside,), (outside,) = (
+        segmenter.choose(sights, beside) for beside in (None, [everywhere], [nowhere])
+    )
+    assert len(inside.chosen) and inside.lungs.any()
+    assert not len(alone.chosen) and not len(outside.chosen)
+
+
+def test_lungs_are_followed_from_slice_to_slice_both_ways(lively_sam, clip, monkeypatch):
+    """Slices of which each shows one mask, whose similarity is known."""
+    similarities = [0.4, 0.4, 0.7, 0.4, 0.2, 0.4]
+    voxels = np.zeros((6, 8, 8), np.int16)
+    voxels[:, 0, 0] = np.arange(6)
+    segmenter = segmenter_of(lively_sam, clip, similarity_floor=0.6, continued_floor=0.3, regions=1)
+
+    def choose(numbers, beside=None):
+        for number in numbers:
+            value = similarities[number]
+            taken = value >= (0.6 if beside is None else 0.3)
+            yield SimpleNamespace(
+                sight=SimpleNamespace(proposals=[number]),
+                similarities=np.array([value]),
+                chosen=[0] if taken else [],
+                lungs=np.full((8, 8), taken),
+            )
+
+    monkeypatch.setattr(segmenter, "look", lambda voxels, bodies: voxels[:, 0, 0].tolist())
+    monkeypatch.setattr(segmenter, "choose", lambda *asked: list(choose(*asked)))
+    found = segmenter(Scan(voxels)).any(axis=(1, 2))
+    assert found.tolist() == [True, True, True, True, False, False]
+
+
+def test_each_mask_may_have_a_floor_of_its_own():
+    masks = np.stack([block((0, 4), (0, 4)), block((8, 12), (8, 12)), block((15, 19), (0, 4))])
+    chosen = regions_of_interest(
+        np.array([0.6, 0.5, 0.4]), masks, regions=2, floor=np.array([0.7, 0.5, 0.3])
+    )
+    assert chosen.tolist() == [1, 2]
+
+
 def test_slices_without_a_similar_mask_are_empty(lively_sam, clip, scan):
     segmenter = segmenter_of(lively_sam, clip, similarity_floor=1.0)
     assert not segmenter(scan).any()
@@ -161,6 +210,7 @@ WRONG = [
     ({"regions": 0}, "regions is at least 1"),
     ({"most_borders": 5}, "most_borders 0 to 4"),
     ({"similarity_floor": 1.5}, r"similarity_floor lies in \[-1, 1\]"),
+    ({"continued_floor": -1.5}, r"continued_floor lies in \[-1, 1\]"),
 ]
 
 
