@@ -15,7 +15,12 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import remove_small_regions
 
 from lib.foundation.clip import crop_to_mask, embed_crops, embed_sentences, similarity
-from lib.segmentation.sam2clip2sam import Choice, boxes_around, regions_of_interest
+from lib.segmentation.sam2clip2sam import (
+    Choice,
+    boxes_around,
+    pieces_in_boxes,
+    regions_of_interest,
+)
 
 
 def plain_lungs(
@@ -55,7 +60,8 @@ def plain_lungs(
     predictor.set_image(picture)
     lungs = np.zeros(grey.shape, bool)
     for box in boxes_around(np.stack(masks)[chosen], largest_piece=choice.largest_piece):
-        lungs |= _mended(predictor.predict(box=box, multimask_output=False)[0][0], settings)
+        mask = _mended(predictor.predict(box=box, multimask_output=False)[0][0], settings)
+        lungs |= pieces_in_boxes(mask[None], box[None])[0] if choice.pieces_in_box else mask
     return lungs
 
 

@@ -13,6 +13,8 @@ What the paper leaves open is a setting, and the paper's letter is a preset of i
   not lie within one another (SaLIP, whose equations these are, takes two);
 - equation 7 takes the box of the whole mask, which one stray island stretches over both lungs; here
   it is the box of the mask's largest piece;
+- equation 8 takes all that SAM answers to a box; here pieces wholly outside the box go, which are
+  bowel gas or the table;
 - nothing is said of slices without lungs; here a mask less similar than ``similarity_floor`` is no
   lung, and a slice without any is empty;
 - slices are judged by themselves; here a mask that continues a lung of the next slice needs only
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip import CLIP
+from scipy import ndimage
 from torch import nn
 
 from lib.data.masks import body_mask, largest_regions, separate_lungs, tissue_threshold
@@ -64,6 +67,7 @@ class Choice:
         regions: how many masks are taken; 1 is equation 6 to the letter.
         cut_to_box: whether a crop is cut to the box of its mask; equation 2 only multiplies.
         largest_piece: whether a box is drawn around the largest connected piece of a mask only.
+        pieces_in_box: whether pieces of the final masks that lie wholly outside their box go.
         similarity_floor: least similarity of a lung; None takes the best whatever it is.
         continued_floor: least similarity of a mask that lies for its greater part where the next
             slice has lung; None makes no difference.
@@ -76,6 +80,7 @@ class Choice:
     regions: int = 2
     cut_to_box: bool = True
     largest_piece: bool = True
+    pieces_in_box: bool = True
     similarity_floor: float | None = None
     continued_floor: float | None = None
     crops_per_batch: int = 256
@@ -199,6 +204,25 @@ def boxes_around(masks: np.ndarray, *, largest_piece: bool = False) -> np.ndarra
         for rows, columns in [(np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)))]
     ]
     return np.array(boxes, float).reshape(-1, 4)
+
+
+def pieces_in_boxes(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Masks without the connected pieces that lie wholly outside of their boxes.
+
+    Args:
+        masks: bool, shape (masks, height, width).
+        boxes: (x0, y0, x1, y1) in pixels, shape (masks, 4).
+
+    Returns:
+        bool, shape (masks, height, width).
+    """
+    kept = np.zeros_like(masks)
+    for mask, box, result in zip(masks, boxes.astype(int), kept, strict=True):
+        pieces = ndimage.label(mask, np.ones((3, 3)))[0]
+        x0, y0, x1, y1 = box
+        inside = np.unique(pieces[y0 : y1 + 1, x0 : x1 + 1])
+        result[:] = np.isin(pieces, inside[inside > 0])
+    return kept
 
 
 def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -375,6 +399,8 @@ class Sam2Clip2SamSegmenter:
         final = np.zeros((0, *size), bool)
         if len(boxes):
             final = self.generator.segment_boxes(sight.embedding, boxes, size)
+            if self.choice.pieces_in_box:
+                final = pieces_in_boxes(final, boxes)
         lungs = union(final, size)
         return Journey(sight, candidates, crops, similarities, chosen, boxes, lungs)
 

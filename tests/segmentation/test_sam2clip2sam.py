@@ -18,6 +18,7 @@ from lib.segmentation.sam2clip2sam import (
     boxes_around,
     build_segmenter,
     passes_area_filter,
+    pieces_in_boxes,
     preset,
     regions_of_interest,
     union,
@@ -110,6 +111,14 @@ def test_a_stray_island_stretches_no_box():
     mask = block((2, 12), (2, 8)) | block((15, 18), (15, 18))
     assert boxes_around(mask[None], largest_piece=True).tolist() == [[2, 2, 7, 11]]
     assert boxes_around(mask[None]).tolist() == [[2, 2, 17, 17]]
+
+
+def test_pieces_wholly_outside_a_box_go_and_others_stay_whole():
+    lung, gas = block((2, 12), (2, 8)), block((15, 18), (15, 18))
+    masks = np.stack([lung | gas, lung | gas, np.zeros_like(lung)])
+    boxes = np.array([[2, 2, 5, 6], [10, 10, 16, 16], [0, 0, 3, 3]], float)
+    kept = pieces_in_boxes(masks, boxes)
+    assert np.array_equal(kept, np.stack([lung, gas, np.zeros_like(lung)]))
 
 
 def test_equation_8_is_a_union():
