@@ -367,10 +367,11 @@ class Sam2Clip2SamSegmenter:
 
     def _floor(self, masks: np.ndarray, lungs: np.ndarray | None) -> float | np.ndarray | None:
         """Least similarity of each mask, by the lungs of the next slice if they are given."""
-        if lungs is None or self.choice.similarity_floor is None:
-            return self.choice.similarity_floor
+        floor, continued = self.choice.similarity_floor, self.choice.continued_floor
+        if lungs is None or floor is None or continued is None:
+            return floor
         continues = (masks & lungs).sum(axis=(1, 2)) > WITHIN * masks.sum(axis=(1, 2))
-        return np.where(continues, self.choice.continued_floor, self.choice.similarity_floor)
+        return np.where(continues, continued, floor)
 
     def _similarities(self, crops: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Similarities of the crops of each slice, computed for all slices together."""

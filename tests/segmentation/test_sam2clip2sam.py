@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,6 +162,8 @@ def test_a_mask_beside_a_lung_needs_only_the_lower_floor(lively_sam, clip, scan)
         segmenter.choose(sights, beside) for beside in (None, [everywhere], [nowhere])
     )
     assert len(inside.chosen) and inside.lungs.any()
+    segmenter.choice = replace(segmenter.choice, continued_floor=None)
+    assert not len(segmenter.choose(sights, [everywhere])[0].chosen)
     assert not len(alone.chosen) and not len(outside.chosen)
 
 
