@@ -730,7 +730,8 @@ def printable(table: pd.DataFrame, *, decimals: int = DECIMALS) -> pd.DataFrame:
     cells = {}
     for name in shown:
         digits = PUBLISHED_DECIMALS if name.endswith(PUBLISHED) else decimals
-        text = [_p_value(v) if name in P_VALUES else _number(v, digits) for v in table[name]]
+        values = table[name].astype(float) if name + LOW in table else table[name]
+        text = [_p_value(v) if name in P_VALUES else _number(v, digits) for v in values]
         if name + LOW in table:
             bounds_of = zip(text, table[name + LOW], table[name + HIGH], strict=True)
             text = [_with_interval(*cell, decimals=decimals) for cell in bounds_of]

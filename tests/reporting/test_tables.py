@@ -423,6 +423,13 @@ def test_headings_are_readable(column, expected):
     assert heading(column) == expected
 
 
+def test_perfect_scores_read_from_a_file_as_whole_numbers_are_printed_as_scores():
+    table = pd.DataFrame(
+        {"n": [3], "roc_auc": [1], "roc_auc_low": [np.nan], "roc_auc_high": np.nan}
+    )
+    assert printable(table).loc[0, "ROC AUC"] == "1.00"
+
+
 def test_printable_joins_values_and_intervals():
     table = pd.DataFrame(
         {
