@@ -16,6 +16,7 @@ from scipy import stats
 from lib.evaluation.statistics import (
     CONFIDENCE,
     REPETITIONS,
+    ROUNDING,
     bootstrap_interval,
     classification_statistic,
 )
@@ -79,7 +80,7 @@ def mean_interval(scores: Sequence[float], *, confidence: float = CONFIDENCE) ->
         confidence: of the interval.
 
     Returns:
-        ``value``, ``low``, ``high``.
+        ``value``, ``low``, ``high``; the bounds are nan where all seeds agree.
 
     Raises:
         ValueError: if there are fewer than two.
@@ -89,4 +90,6 @@ def mean_interval(scores: Sequence[float], *, confidence: float = CONFIDENCE) ->
     mean, error = np.mean(scores), np.std(scores, ddof=1) / np.sqrt(len(scores))
     half = stats.t.ppf((1 + confidence) / 2, len(scores) - 1) * error
     low, high = np.clip([mean - half, mean + half], 0.0, 1.0)
+    if high - low < ROUNDING:  # seeds that agree know of no spread
+        low = high = np.nan
     return pd.Series({"value": mean, "low": low, "high": high})

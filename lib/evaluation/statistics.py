@@ -13,8 +13,8 @@ Four choices, made once for the whole study:
   chance as well, and a patient may have scans of both classes, so strata would cut patients apart.
 * **Resamples without a value are left out** (ROC AUC when a class was not drawn). Above 5 % of
   them the rest is no longer a fair sample, and the interval is nan.
-* **No interval of width zero.** Where all resamples agree (a perfect score; no failure among a few
-  patients) they know of no spread, which is not certainty, so the interval is nan.
+* **No interval of width zero.** Where (nearly) all resamples agree (a perfect score; no failure
+  among a few patients) they know of no spread, which is not certainty, so the interval is nan.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

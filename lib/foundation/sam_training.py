@@ -9,7 +9,7 @@ targets are few:
 - a box trains the mask for unambiguous prompts, a point the three others;
 - the quality of a mask is its IoU with the region that it fits best, whichever was meant, so that
   all masks of a prompt learn their quality and not only the best one;
-- the matrices learn by Muon instead of AdamW (`build_optimizers`);
+- the matrices of the transformers learn by Muon instead of AdamW (`build_optimizers`);
 - losses are taken at the size of the network's input, where outlines are finer than the decoder's
   pixels; only which of a point's three masks is best is judged at the decoder's size.
 """
@@ -453,7 +453,7 @@ def train_small_sam(
 def build_optimizers(
     sam: Sam, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[Optimizer]:
-    """Muon for the matrices of all attention and perceptron layers, AdamW for everything else.
+    """Muon for the matrices of both transformers, encoder and decoder; AdamW for all else.
 
     SAM was trained by AdamW alone. Muon (Jordan et al. 2024) moves a matrix by the same amount in
     all directions. On the phantom as many steps leave a quarter less of the lungs' Dice to be

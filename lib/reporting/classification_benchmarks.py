@@ -202,9 +202,9 @@ def whole_scans(
         threads: of PyTorch on a CPU.
 
     Returns:
-        ``slices``; ``memory_mib``, on a CPU the peak of a process that does nothing else (Python,
-        PyTorch, network and slices included), on a GPU the most that PyTorch held allocated;
-        ``seconds`` of the step.
+        ``slices``; ``image_size``; ``memory_mib``, on a CPU the peak of a process that does nothing
+        else (Python, PyTorch, network and slices included), on a GPU the most that PyTorch held
+        allocated; ``seconds`` of the step.
     """
     lengths = scans * [variant["positions"]]
     make = partial(Step, "packed", variant, lengths, image_size=image_size, device=device)
@@ -215,7 +215,12 @@ def whole_scans(
         step, start = make(), perf_counter()
         memory = _allocated(step)
         seconds = perf_counter() - start
-    return {"slices": sum(lengths), "memory_mib": round(memory), "seconds": round(seconds, 3)}
+    return {
+        "slices": sum(lengths),
+        "image_size": image_size,
+        "memory_mib": round(memory),
+        "seconds": round(seconds, 3),
+    }
 
 
 def _resident(make: Callable[[], Step], threads: int) -> dict[str, float]:

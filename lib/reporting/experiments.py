@@ -53,7 +53,7 @@ def _draw_strengths(axis: Axes, rows: pd.DataFrame, metric: str, number: int, sh
     values = rows[metric].to_numpy(float)
     below = values - rows[metric + LOW].to_numpy(float)
     above = rows[metric + HIGH].to_numpy(float) - values
-    lengths = np.clip(np.nan_to_num([below, above]), 0, None)
+    lengths = np.clip([below, above], 0, None)
     axis.errorbar(
         rows["strength"] + shift,
         values,

@@ -153,7 +153,7 @@ class SliceExplorer:
 def stored_journey(
     scan: Path, mask: Path, *, models: Path, settings: Mapping[str, Any], trained_on: str
 ) -> Figure:
-    """The way of the slice in which a scan's mask shows the most lung.
+    """The way of the slice in which a scan's mask shows the most lung, judged by itself.
 
     Args:
         scan: file of the scan in the store.

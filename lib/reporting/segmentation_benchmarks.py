@@ -197,6 +197,8 @@ def compare_lungs(
         For ``exact`` and ``fast`` what `lib.reporting.benchmarks.compare` returns, seconds of each
         part, and ``agreement_mean`` and ``agreement_least``, IoUs with the exact mode's lungs.
     """
+    # Slices are judged by themselves, as the plain reading does, though they come as one scan.
+    settings = {**settings, "choice": {**settings["choice"], "continued_floor": None}}
     segmenters = {
         mode: sam2clip2sam.build_segmenter(
             *weights,

@@ -317,7 +317,7 @@ def _draw_intervals(
     places = np.arange(len(table)) + lift
     values = table[metric].to_numpy(np.float64)
     bounds = table[[metric + LOW, metric + HIGH]].to_numpy(np.float64)
-    reach = np.nan_to_num(np.abs(bounds - values[:, None])).T  # no whisker without an interval
+    reach = np.abs(bounds - values[:, None]).T  # nan, no whisker, without an interval
     colour = LINE_COLOURS[number]
     axis.errorbar(
         values, places, xerr=reach, fmt=marker, color=colour, markersize=4.5, capsize=2.5,

@@ -41,8 +41,8 @@ NO_LABELS = "no labelled scan in this part"
 NOT_MEASURED = "not_measured"
 UNDEFINED = "–"
 WITHOUT_INTERVAL = (
-    "Values without an interval: all resamples agree, as with a perfect score of few patients, "
-    "which is not certainty; or there is one patient; or none was computed."
+    "Values without an interval: nearly all resamples agree, as with a perfect score of few "
+    "patients, which is not certainty; or there is one patient; or none was computed."
 )
 LATEX_WIDEST_CELL = 40  # characters; longer text is broken into lines
 LATEX_WIDEST_TABLE = 100  # characters; wider tables are shrunk to the width of the text

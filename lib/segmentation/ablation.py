@@ -32,6 +32,8 @@ def ablate_stored(
 ) -> dict[str, int]:
     """Segment slices of one stored scan under all variants; the work of ``map_scans``.
 
+    Slices are judged by themselves, since they lie apart: ``continued_floor`` has no effect.
+
     Args:
         files: stored scan and its true lung mask.
         path: the CSV file to write, with the columns variant, slice, dice, iou and empty.

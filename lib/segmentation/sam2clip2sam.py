@@ -70,7 +70,7 @@ class Choice:
         pieces_in_box: whether pieces of the final masks that lie wholly outside their box go.
         similarity_floor: least similarity of a lung; None takes the best whatever it is.
         continued_floor: least similarity of a mask that lies for its greater part where the next
-            slice has lung; None makes no difference.
+            slice has lung; None makes no difference, nor does it without ``similarity_floor``.
         crops_per_batch: crops that CLIP sees together; bounds memory.
     """
 

@@ -74,3 +74,8 @@ def test_too_little_is_refused():
         score(make_predictions([0]).iloc[:0], seed=0)
     with pytest.raises(ValueError, match="needs two or more, got 1"):
         mean_interval([0.5])
+
+
+def test_seeds_that_agree_have_no_interval():
+    found = mean_interval([1.0, 1.0])
+    assert found["value"] == 1 and np.isnan(found[["low", "high"]].to_numpy()).all()
