@@ -29,6 +29,8 @@ from lib.classification.inputs import BINARY_CLASSES, ScanItem, content_digest, 
 from lib.classification.task import Task
 from lib.data.files import save_csv
 from lib.data.manifest import read_manifest
+from lib.data.phantom import PhantomRecord
+from lib.data.phantom_sets import by_tube
 from lib.data.scan_map import map_scans
 from lib.data.splits import TEST
 from lib.evaluation.classification import predictions_table
@@ -104,6 +106,38 @@ def cases(
     items = scan_items(manifest, scans=scans, masks=masks, positive=positive)
     columns = (manifest["split"], manifest["patient_id"])
     return [Case(*row) for row in zip(items, *columns, strict=True)]
+
+
+def confounded_cases(
+    plan: Iterable[PhantomRecord],
+    manifests: Mapping[str, pd.DataFrame],
+    folder: Path,
+    *,
+    lungs_only: bool,
+    positive: Container[str],
+) -> list[Case]:
+    """The scans of a confounded data set, each from where it was drawn: with the tube or without.
+
+    Args:
+        plan: of ``confounded_plans``, for one strength.
+        manifests: of all drawn scans, by ``tube_folder``.
+        folder: of the seed; holds a folder for each manifest.
+        lungs_only: whether the true lung masks are laid over the scans.
+        positive: labels that count as COVID-19.
+
+    Returns:
+        In the order of the scans' names, whatever wears the tube.
+    """
+    found = []
+    for tube, records in by_tube([list(plan)]).items():
+        wanted = manifests[tube]["scan_id"].isin([record.scan_id for record in records])
+        found += cases(
+            manifests[tube][wanted],
+            scans=folder / tube / "scans",
+            masks=folder / tube / "lungs" if lungs_only else None,
+            positive=positive,
+        )
+    return sorted(found, key=lambda case: case.scan.scan_id)
 
 
 def prepared_cases(

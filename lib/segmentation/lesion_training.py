@@ -1,4 +1,4 @@
-"""Training data, loss and validation score of the lesion models (Ter-Sarkisov 2022, 2 to 4).
+"""Training data, loss, score and training of the lesion models (Ter-Sarkisov 2022, 2 to 4).
 
 Slices stay in memory as they are stored, in 8 bits: the model brings each to its own size and its
 masks back, so that the truth is as fine as it was drawn. A slice of 512 x 512 pixels takes 0.5 MB
@@ -7,26 +7,32 @@ of their masks at once would need many times the memory.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.optim import Adam
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
 from lib.data.pictures import image_names
 from lib.data.scan import to_grey
+from lib.data.splits import TRAIN, VALIDATION
 from lib.data.store import SUFFIX, StoredVolume, open_volume
 from lib.evaluation.detection import Lesions, paper_precisions
 from lib.inference import in_batches
-from lib.segmentation.lesion_instances import LesionInstances, lesion_instances
+from lib.segmentation import mask_rcnn
+from lib.segmentation.lesion_instances import CLASSES, LesionInstances, lesion_instances
 from lib.segmentation.mask_rcnn import Detections, detections, training_losses
+from lib.training import Row, fit, schedules
 
 LARGEST_GREY = 255
 CHOOSING_IOU = 0.5  # that of the precision which the paper names first
@@ -235,6 +241,62 @@ def mean_precision(
         found += [_as_predicted(one) for one in detections(model, _as_floats(pictures))]
         true += [_as_true(one) for one in lesions]
     return float(paper_precisions(found, true, [CHOOSING_IOU]).mean())
+
+
+def train_lesion_model(
+    train: LesionSlices,
+    validation: LesionSlices,
+    *,
+    settings: Mapping[str, Any],
+    fabric: Fabric,
+    folder: Path,
+    seed: int,
+) -> tuple[MaskRCNN, list[Row]]:
+    """Train a lesion model; the best epoch by average precision on validation slices is kept.
+
+    Args:
+        train: what it learns from.
+        validation: what chooses the epoch.
+        settings: a preset of ``train_lesions`` in params.yaml with one of its configurations.
+        fabric: device and precision.
+        folder: where weights and learning curve go.
+        seed: of everything random.
+
+    Returns:
+        The network with the weights of its best epoch, and its learning curve.
+    """
+    seed_everything(seed, verbose=False)
+    model = mask_rcnn.build(
+        classes=len(CLASSES[settings["mask_type"]]),
+        weights=settings["imagenet_weights"],
+        **mask_rcnn.VARIANTS[settings["variant"]],
+    )
+    mask_rcnn.choose_trained(model, settings["part"], frozen=settings["frozen"])
+    optimizer = Adam(
+        [values for values in model.parameters() if values.requires_grad],
+        lr=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+    )
+    schedule = settings["schedule"]
+    drawn = RandomSampler(train, num_samples=settings["slices_per_epoch"])
+    load = partial(DataLoader, batch_size=settings["batch_slices"], collate_fn=collated)
+    history = fit(
+        model,
+        fabric=fabric,
+        optimizers=[optimizer],
+        schedulers=schedules([optimizer], **schedule) if schedule else (),
+        train_batches=load(train, sampler=drawn),
+        validation_batches=load(validation),
+        loss=total_loss,
+        score=partial(mean_precision, to_device=fabric.to_device),
+        score_name="validation_precision",
+        epochs=settings["epochs"],
+        patience=settings["patience"],
+        folder=folder,
+        seed=seed,
+        fingerprint={**settings, TRAIN: train.digest(), VALIDATION: validation.digest()},
+    )
+    return model, history
 
 
 def predict_lesions(

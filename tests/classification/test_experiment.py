@@ -10,6 +10,7 @@ from lib.classification.experiment import (
     System,
     code_files,
     compared_runs,
+    confounded_cases,
     cross_runs,
     part,
     prepared_cases,
@@ -17,6 +18,7 @@ from lib.classification.experiment import (
     run_all,
     run_inputs,
 )
+from lib.data.phantom_sets import confounded_plans
 from lib.data.scan_map import worker_processes
 
 SETTINGS = {
@@ -117,6 +119,34 @@ def test_a_result_depends_on_its_own_classifier_and_no_other():
     names = {p.stem for p in code_files("racnet", {"racnet", "mdap", "mc3_18"})}
     assert {"racnet", "inputs", "task", "experiment"} <= names
     assert not names & {"mdap", "mc3_18"}
+
+
+def test_confounded_cases_come_from_where_each_scan_was_drawn(tmp_path):
+    plan = confounded_plans([1.0], seed=0, scans_per_class={"train": 2}, slices=(2, 2))[1.0]
+    manifests = {
+        tube: pd.DataFrame(
+            {
+                "scan_id": [record.scan_id for record in plan],  # more than were asked for
+                "patient_id": "p",
+                "split": "train",
+                "label": [record.label for record in plan],
+            }
+        )
+        for tube in ("with_tube", "without_tube")
+    }
+    for record in plan:
+        for kind in ("scans", "lungs"):
+            tube = tmp_path / ("with_tube" if record.confounder else "without_tube") / kind
+            tube.mkdir(parents=True, exist_ok=True)
+            (tube / f"{record.scan_id}.b2nd").touch()
+    found = confounded_cases(plan, manifests, tmp_path, lungs_only=True, positive=["covid"])
+    assert [case.scan.scan_id for case in found] == sorted(record.scan_id for record in plan)
+    worn = {record.scan_id: record.confounder for record in plan}
+    assert set(worn.values()) == {True, False}
+    for case in found:
+        tube = "with_tube" if worn[case.scan.scan_id] else "without_tube"
+        assert case.scan.volume.parent == tmp_path / tube / "scans"
+        assert case.scan.mask.parent == tmp_path / tube / "lungs"
 
 
 def test_runs_of_one_name_and_no_run_are_refused(found, tmp_path):

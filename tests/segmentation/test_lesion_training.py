@@ -3,19 +3,16 @@ import pandas as pd
 import pytest
 import torch
 from lightning_fabric import Fabric, seed_everything
-from torch.utils.data import DataLoader, RandomSampler
 
-from lib import training
 from lib.data.store import save_volume
 from lib.evaluation.detection import average_precisions
+from lib.segmentation import mask_rcnn
 from lib.segmentation.lesion_training import (
     LesionSlice,
     LesionSlices,
-    collated,
     load_slices,
-    mean_precision,
     predict_lesions,
-    total_loss,
+    train_lesion_model,
 )
 from lib.segmentation.mask_rcnn import FULL, HEADS, VARIANTS, build, choose_trained
 
@@ -145,31 +142,31 @@ def test_the_digest_tells_slices_apart():
     )
 
 
-def load(slices, batch, **keywords):
-    return DataLoader(slices, batch_size=batch, collate_fn=collated, **keywords)
-
-
 @pytest.mark.parametrize("part", [FULL, HEADS])
-def test_a_model_trained_on_few_slices_finds_their_lesions(prepared, tmp_path, part):
+def test_a_model_trained_on_few_slices_finds_their_lesions(prepared, tmp_path, part, monkeypatch):
+    monkeypatch.setattr(mask_rcnn, "VARIANTS", {"tiny": TINY})
     slices = load_slices(rows("a", "b", "wide"), prepared, **BOTH, without_lesions=1)
     fabric = Fabric(accelerator="cpu")
     seed_everything(0, verbose=False)
-    model = build(classes=2, **TINY)
-    before = {name: values.clone() for name, values in model.named_parameters()}
-    names = choose_trained(model, part)
-    drawn = RandomSampler(slices, num_samples=8 if part == HEADS else 48)
-    history = training.fit(
-        model,
-        fabric=fabric,
-        optimizers=[torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)],
-        train_batches=load(slices, 4, sampler=drawn),
-        validation_batches=load(slices, 4),
-        loss=total_loss,
-        score=lambda network, batches: mean_precision(network, batches, to_device=fabric.to_device),
-        epochs=1 if part == HEADS else 4,
-        folder=tmp_path / "trained",
-        seed=0,
-        fingerprint={},
+    untrained = build(classes=2, **TINY)
+    before = {name: values.clone() for name, values in untrained.named_parameters()}
+    names = choose_trained(untrained, part)
+    settings = {
+        "variant": "tiny",
+        "imagenet_weights": None,
+        "part": part,
+        "frozen": [],
+        "mask_type": "both",
+        "batch_slices": 4,
+        "slices_per_epoch": 8 if part == HEADS else 48,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.0,
+        "epochs": 1 if part == HEADS else 4,
+        "patience": None,
+        "schedule": None,
+    }
+    model, history = train_lesion_model(
+        slices, slices, settings=settings, fabric=fabric, folder=tmp_path / "trained", seed=0
     )
     moved = {name for name, values in model.named_parameters() if not values.equal(before[name])}
     assert moved and moved <= set(names)
@@ -180,6 +177,6 @@ def test_a_model_trained_on_few_slices_finds_their_lesions(prepared, tmp_path, p
     )
     assert [one.masks.shape[1:] for one in found] == [one.mask.shape for one in slices.slices]
     table = average_precisions(found, slices.truth())
-    best = max(row["validation_score"] for row in history)
+    best = max(row["validation_precision"] for row in history)
     assert table.loc["paper", "AP@0.5"] == pytest.approx(best)
     assert best > 0.3
