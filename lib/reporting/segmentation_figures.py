@@ -273,6 +273,7 @@ def claim_figure(table: pd.DataFrame, *, title: str = "") -> Figure:
         axis.set(xlabel=name, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
         axis.set_yticklabels(table["method"] if axis is axes[0] else [])
         axis.grid(axis="x", color="0.9", zorder=0)
+        axis.locator_params(axis="x", nbins=4)  # more labels of small shares would overlap
     axes[0].set_xlim(left=min(0, axes[0].get_xlim()[0]))
     axes[1].axvline(0, color="0.4", linewidth=1, zorder=1)
     if title:
